@@ -1,0 +1,144 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxPieces bounds the pieces of one frame: a 64 KiB segment is headers and a few
+// views.
+const maxPieces = 64
+
+// ErrTooManyPieces is returned for a frame of more pieces than a Writer takes.
+var ErrTooManyPieces = errors.New("frame of too many pieces")
+
+// Writer holds what one goroutine needs to write frames without allocating. The
+// zero value is ready for use; it must not be shared.
+type Writer struct {
+	iov   [1 + maxPieces]unix.Iovec
+	hdr   [HeaderLen]byte
+	n     int
+	plain []byte // a plain frame in one piece; grows to the largest seen
+}
+
+// Reset begins a frame with header h, which a plain device leaves out.
+func (w *Writer) Reset(h Header) {
+	h.Put(w.hdr[:])
+	w.iov[0].Base = &w.hdr[0]
+	w.iov[0].SetLen(HeaderLen)
+	w.n = 1
+}
+
+// Append adds a piece to the frame. b must stay unchanged until WriteTo returns.
+func (w *Writer) Append(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if w.n == len(w.iov) {
+		return ErrTooManyPieces
+	}
+	w.iov[w.n].Base = unsafe.SliceData(b)
+	w.iov[w.n].SetLen(len(b))
+	w.n++
+	return nil
+}
+
+// WriteTo hands the frame to the kernel with one write. It never blocks: a TAP
+// takes a frame or refuses it. EIO means that the link is down, EINVAL a frame
+// that the kernel finds malformed, ENOBUFS no memory; none of them ends the
+// device.
+func (w *Writer) WriteTo(d *Device) error {
+	defer clear(w.iov[1:w.n]) // do not keep the pieces alive
+	if d.plain != nil {
+		w.plain = w.plain[:0]
+		for _, v := range w.iov[1:w.n] {
+			w.plain = append(w.plain, unsafe.Slice(v.Base, v.Len)...)
+		}
+		_, err := d.plain.Write(w.plain)
+		return err
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, d.fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.n))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Reader holds what the one goroutine that reads a Device needs.
+type Reader struct {
+	d     *Device
+	conn  syscall.RawConn
+	iov   [3]unix.Iovec
+	hdr   [HeaderLen]byte
+	n     int
+	errno unix.Errno
+	park  func(fd uintptr) bool
+}
+
+// NewReader returns the reader of d; there must be only one.
+func NewReader(d *Device) (*Reader, error) {
+	conn, err := d.file.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("read TAP %q: %w", d.name, err)
+	}
+	r := &Reader{d: d, conn: conn}
+	r.park = func(uintptr) bool {
+		r.readv()
+		return r.errno != unix.EAGAIN && r.errno != unix.EINTR
+	}
+	return r, nil
+}
+
+func (r *Reader) readv() {
+	n, _, errno := unix.RawSyscall(unix.SYS_READV, r.d.fd, uintptr(unsafe.Pointer(&r.iov[0])), uintptr(len(r.iov)))
+	r.n, r.errno = int(n), errno
+}
+
+// TryRead reads one frame into buf and, what does not fit there, into rest. It
+// returns unix.EAGAIN when none is waiting. n is the frame's length in bytes,
+// without the virtio-net header. ErrHeader means a frame whose header makes no
+// sense; n is right then, too.
+func (r *Reader) TryRead(buf, rest []byte) (h Header, n int, err error) {
+	if r.d.plain != nil {
+		return h, 0, unix.EAGAIN
+	}
+	r.aim(buf, rest)
+	r.readv()
+	return r.result()
+}
+
+// Read is TryRead that waits for a frame. It returns os.ErrClosed once the
+// device is closed.
+func (r *Reader) Read(buf, rest []byte) (h Header, n int, err error) {
+	if r.d.plain != nil {
+		n, err = r.d.plain.Read(buf)
+		return h, n, err
+	}
+	r.aim(buf, rest)
+	if err := r.conn.Read(r.park); err != nil {
+		return h, 0, err
+	}
+	return r.result()
+}
+
+func (r *Reader) aim(buf, rest []byte) {
+	r.iov[0].Base = &r.hdr[0]
+	r.iov[0].SetLen(HeaderLen)
+	r.iov[1].Base = unsafe.SliceData(buf)
+	r.iov[1].SetLen(len(buf))
+	r.iov[2].Base = unsafe.SliceData(rest)
+	r.iov[2].SetLen(len(rest))
+}
+
+func (r *Reader) result() (Header, int, error) {
+	if r.errno != 0 {
+		return Header{}, 0, r.errno
+	}
+	n := max(r.n-HeaderLen, 0)
+	h, err := ParseHeader(r.hdr[:min(r.n, HeaderLen)], n)
+	return h, n, err
+}
