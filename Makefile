@@ -1,0 +1,73 @@
+# Slipway's build. `make help` says what there is. Needed beforehand: git, make, Go 1.26 or newer.
+
+GO          ?= go
+FUZZTIME    ?= 60s
+BENCHFLAGS  ?=
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+PACKAGES    := ./...
+SOURCES     := cmd netstack portfwd runtime bench metrics
+
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# The version comes from here and not from Go's own stamp, which fails where the tree belongs to somebody else.
+BUILD       := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+
+export CGO_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help deps build demo test vet test-unit test-race test-e2e fuzz bench lint cover clean
+
+help: ## this list
+	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
+	@echo
+	@sed -n 's/^\([a-z][a-z0-9-]*\):[^#]*## \(.*\)/\1	\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo 'First time here? make demo'
+
+deps: ## install the missing system packages, give you sub-ids, open /dev/net/tun
+	@sh .make/deps.sh
+
+build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
+	@mkdir -p bin
+	$(BUILD) -o bin/slipway ./cmd/slipway
+	@ln -sf slipway bin/slirp4netns
+
+demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
+	@sh .make/demo.sh
+
+test: deps build vet test-unit test-e2e ## everything that must pass: build, vet, unit and end-to-end tests
+
+vet: ## go vet, also of the end-to-end tests, and the arm64 build
+	$(GO) vet $(PACKAGES)
+	$(GO) vet -tags e2e $(PACKAGES)
+	GOARCH=arm64 $(GO) build $(PACKAGES)
+	GOARCH=arm64 $(GO) vet $(PACKAGES)
+
+test-unit: ## unit tests
+	$(GO) test $(PACKAGES)
+
+test-race: ## unit tests with the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
+
+test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
+	@sh .make/e2e.sh
+
+fuzz: ## every fuzz target, FUZZTIME each (60s)
+	@sh .make/fuzz.sh $(FUZZTIME)
+
+bench: build ## the gap table (BENCHFLAGS='--json FILE ...')
+	bin/slipway bench $(BENCHFLAGS)
+
+lint: ## gofmt, go vet, golangci-lint
+	@unformatted=$$(gofmt -l $(wildcard $(SOURCES))); \
+		if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet $(PACKAGES)
+	$(GO) run $(GOLANGCI) run
+
+cover: ## unit tests' coverage by function, in cover.out
+	$(GO) test -coverprofile=cover.out $(PACKAGES)
+	@$(GO) tool cover -func=cover.out | tail -n 1
+
+clean: ## remove what was built
+	rm -rf bin cover.out
