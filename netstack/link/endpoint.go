@@ -1,0 +1,347 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"slipway/netstack/tap"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bigFrame is one buffer of gVisor's largest pool.
+	bigFrame = 64 << 10
+	// copyBelow is the frame length in bytes up to which a frame is copied into a
+	// buffer of its own size: gVisor accounts the bytes of a segment and not the
+	// buffer behind it, so a small frame must not pin 64 KiB.
+	copyBelow = 32 << 10
+	// maxReadErrors in a row end the receive loop: a device whose every read fails
+	// must not cost a core.
+	maxReadErrors = 100
+	// gsoMax is the most that the kernel takes as one segment: the IPv4 total
+	// length is 16 bits.
+	gsoMax = 65535
+)
+
+// Handler is a path that takes frames past gVisor.
+type Handler interface {
+	// Input looks at one Ethernet frame from the guest and reports whether it
+	// took it. frame is valid during the call only.
+	Input(h tap.Header, frame []byte) bool
+	// Flush is called when no frame is waiting, before the loop parks.
+	Flush()
+}
+
+// Config describes an Endpoint.
+type Config struct {
+	// Device is the TAP. The Endpoint owns it.
+	Device *tap.Device
+	// MTU of the link in bytes, without the Ethernet header.
+	MTU int
+	// MAC is the gateway's address, the source of every frame to the guest.
+	MAC net.HardwareAddr
+	// Guard decides which frames of the guest are looked at.
+	Guard Guard
+	// Handlers are asked in order before gVisor.
+	Handlers []Handler
+}
+
+// Endpoint implements [stack.LinkEndpoint] and [stack.GSOEndpoint].
+type Endpoint struct {
+	cfg     Config
+	dev     *tap.Device
+	mac     tcpip.LinkAddress
+	stats   counters
+	writers sync.Pool
+
+	mu         sync.RWMutex // guards dispatcher
+	dispatcher stack.NetworkDispatcher
+	done       chan struct{} // closed when the receive loop has ended; nil before Attach
+}
+
+var (
+	_ stack.LinkEndpoint = (*Endpoint)(nil)
+	_ stack.GSOEndpoint  = (*Endpoint)(nil)
+)
+
+// New returns an endpoint over cfg.Device. Frames are read from Attach on.
+func New(cfg Config) *Endpoint {
+	return &Endpoint{
+		cfg:     cfg,
+		dev:     cfg.Device,
+		mac:     tcpip.LinkAddress(cfg.MAC),
+		writers: sync.Pool{New: func() any { return new(tap.Writer) }},
+	}
+}
+
+// MTU implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) MTU() uint32 { return uint32(e.cfg.MTU) }
+
+// SetMTU implements stack.NetworkLinkEndpoint. The MTU is fixed when the network
+// is made.
+func (e *Endpoint) SetMTU(uint32) {}
+
+// MaxHeaderLength implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) MaxHeaderLength() uint16 { return header.EthernetMinimumSize }
+
+// LinkAddress implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) LinkAddress() tcpip.LinkAddress { return e.mac }
+
+// SetLinkAddress implements stack.NetworkLinkEndpoint. The address is fixed.
+func (e *Endpoint) SetLinkAddress(tcpip.LinkAddress) {}
+
+// Capabilities implements stack.NetworkLinkEndpoint. Received checksums are
+// always settled before gVisor sees a frame: by the kernel or by the guard.
+func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
+}
+
+// GSOMaxSize implements stack.GSOEndpoint.
+func (e *Endpoint) GSOMaxSize() uint32 { return gsoMax }
+
+// SupportedGSO implements stack.GSOEndpoint. gVisor knows one answer for both IP
+// versions, so both must have the offload.
+func (e *Endpoint) SupportedGSO() stack.SupportedGSO {
+	if e.dev.Offload().Has(tap.CSum | tap.TSO4 | tap.TSO6) {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
+}
+
+// ARPHardwareType implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
+
+// AddHeader implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) AddHeader(pkt *stack.PacketBuffer) {
+	eth := header.Ethernet(pkt.LinkHeader().Push(header.EthernetMinimumSize))
+	eth.Encode(&header.EthernetFields{
+		SrcAddr: e.mac,
+		DstAddr: pkt.EgressRoute.RemoteLinkAddress,
+		Type:    pkt.NetworkProtocolNumber,
+	})
+}
+
+// ParseHeader implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) ParseHeader(pkt *stack.PacketBuffer) bool {
+	_, ok := pkt.LinkHeader().Consume(header.EthernetMinimumSize)
+	return ok
+}
+
+// SetOnCloseAction implements stack.NetworkLinkEndpoint. Nobody closes the
+// endpoint but its owner.
+func (e *Endpoint) SetOnCloseAction(func()) {}
+
+// IsAttached implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) IsAttached() bool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.dispatcher != nil
+}
+
+// Attach implements stack.NetworkLinkEndpoint: with a dispatcher it starts the
+// receive loop, with nil it ends it and closes the device.
+func (e *Endpoint) Attach(d stack.NetworkDispatcher) {
+	e.mu.Lock()
+	started := e.done != nil
+	e.dispatcher = d
+	if d != nil && !started {
+		e.done = make(chan struct{})
+		go e.receive(d, e.done)
+	}
+	e.mu.Unlock()
+	if d == nil && started {
+		e.Close()
+		e.Wait()
+	}
+}
+
+// Close implements stack.NetworkLinkEndpoint. It ends the receive loop; nobody
+// may send any more.
+func (e *Endpoint) Close() {
+	// The only error is that it is closed already.
+	_ = e.dev.Close()
+}
+
+// Wait implements stack.NetworkLinkEndpoint.
+func (e *Endpoint) Wait() {
+	e.mu.RLock()
+	done := e.done
+	e.mu.RUnlock()
+	if done != nil {
+		<-done
+	}
+}
+
+// receive is the life of the receive loop.
+func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
+	defer close(done)
+	r, err := tap.NewReader(e.dev)
+	if err != nil {
+		return // closed before the first frame
+	}
+	var rest [256]byte // a frame of 64 KiB and its Ethernet header overflows the big buffer
+	big := buffer.NewViewSize(bigFrame)
+	defer func() { big.Release() }()
+	for failed := 0; failed < maxReadErrors; {
+		h, n, err := r.TryRead(big.AsSlice(), rest[:])
+		if errors.Is(err, unix.EAGAIN) {
+			for _, p := range e.cfg.Handlers {
+				p.Flush()
+			}
+			h, n, err = r.Read(big.AsSlice(), rest[:])
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, tap.ErrHeader):
+			e.stats.rxBadHeader.Add(1)
+			continue
+		case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EBADFD):
+			return // EBADFD: the device was deleted from inside the namespace
+		default:
+			e.stats.rxErrors.Add(1)
+			failed++
+			continue
+		}
+		failed = 0
+		big = e.deliver(d, h, big, rest[:], n)
+	}
+}
+
+// deliver passes on the frame of n bytes in big and rest, and returns the buffer
+// for the next frame: big itself, unless the frame went away with it.
+func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.View, rest []byte, n int) *buffer.View {
+	e.stats.rxPackets.Add(1)
+	e.stats.rxBytes.Add(uint64(n))
+	frame := big.AsSlice()[:min(n, bigFrame)]
+	if reason := e.cfg.Guard.check(h, frame, n); reason != pass {
+		e.stats.rxDropped[reason].Add(1)
+		return big
+	}
+	if n <= bigFrame {
+		for _, p := range e.cfg.Handlers {
+			if p.Input(h, frame) {
+				return big
+			}
+		}
+	}
+	if h.GSOType&^tap.GSOECN == tap.GSOUDPL4 {
+		// Many datagrams behind one header would look like one to gVisor.
+		e.stats.rxDropped[badLength].Add(1)
+		return big
+	}
+	var payload buffer.Buffer
+	if n <= copyBelow {
+		payload = buffer.MakeWithView(buffer.NewViewWithData(frame))
+	} else {
+		big.CapLength(len(frame))
+		payload = buffer.MakeWithView(big)
+		if n > bigFrame {
+			_ = payload.Append(buffer.NewViewWithData(rest[:n-bigFrame]))
+		}
+		big = buffer.NewViewSize(bigFrame)
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
+	if hdr, ok := pkt.LinkHeader().Consume(header.EthernetMinimumSize); ok {
+		pkt.NetworkProtocolNumber = header.Ethernet(hdr).Type()
+		d.DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
+	}
+	pkt.DecRef()
+	return big
+}
+
+// WritePackets implements stack.LinkWriter. It keeps no packet.
+func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	w := e.writers.Get().(*tap.Writer)
+	defer e.writers.Put(w)
+	for i, pkt := range pkts.AsSlice() {
+		if err := e.writePacket(w, pkt); err != nil {
+			e.stats.txError(err)
+			if i == 0 && pkts.Len() == 1 {
+				return 0, &tcpip.ErrNoBufferSpace{}
+			}
+		}
+	}
+	return pkts.Len(), nil
+}
+
+func (e *Endpoint) writePacket(w *tap.Writer, pkt *stack.PacketBuffer) error {
+	w.Reset(gsoHeader(pkt))
+	views, skip := pkt.AsViewList()
+	size := 0
+	for v := views.Front(); v != nil; v = v.Next() {
+		b := v.AsSlice()
+		if skip >= len(b) {
+			skip -= len(b)
+			continue
+		}
+		b = b[skip:]
+		skip = 0
+		size += len(b)
+		if err := w.Append(b); err != nil {
+			return err
+		}
+	}
+	if err := w.WriteTo(e.dev); err != nil {
+		return err
+	}
+	e.stats.txPackets.Add(1)
+	e.stats.txBytes.Add(uint64(size))
+	return nil
+}
+
+// gsoHeader says what gVisor left to the kernel. gVisor wrote the pseudo-header's
+// sum into the checksum field of a packet with GSO options, and the whole sum
+// into every other.
+func gsoHeader(pkt *stack.PacketBuffer) tap.Header {
+	g := pkt.GSOOptions
+	if g.Type == stack.GSONone || !g.NeedsCsum {
+		return tap.Header{}
+	}
+	h := tap.Header{
+		Flags:      tap.FlagNeedsCsum,
+		CsumStart:  header.EthernetMinimumSize + g.L3HdrLen,
+		CsumOffset: g.CsumOffset,
+	}
+	if pkt.Data().Size() <= int(g.MSS) {
+		return h
+	}
+	h.GSOType = tap.GSOTCPv4
+	if g.Type == stack.GSOTCPv6 {
+		h.GSOType = tap.GSOTCPv6
+	}
+	h.GSOSize = g.MSS
+	h.HdrLen = uint16(pkt.HeaderSize())
+	return h
+}
+
+// WriteFrame sends one whole Ethernet frame, in pieces, to the guest. It is for
+// the paths past gVisor. The pieces are not kept.
+func (e *Endpoint) WriteFrame(h tap.Header, pieces [][]byte) error {
+	w := e.writers.Get().(*tap.Writer)
+	defer e.writers.Put(w)
+	w.Reset(h)
+	size := 0
+	for _, b := range pieces {
+		size += len(b)
+		if err := w.Append(b); err != nil {
+			e.stats.txError(err)
+			return fmt.Errorf("write frame of %d pieces: %w", len(pieces), err)
+		}
+	}
+	if err := w.WriteTo(e.dev); err != nil {
+		e.stats.txError(err)
+		return fmt.Errorf("write frame of %d bytes: %w", size, err)
+	}
+	e.stats.txPackets.Add(1)
+	e.stats.txBytes.Add(uint64(size))
+	return nil
+}

@@ -1,0 +1,8 @@
+// Package relay joins two TCP connections until both have ended: a gVisor
+// endpoint and a host socket (Run), or a host socket and one made in the guest's
+// namespace (Splice).
+//
+// Both pass on what TCP says: a FIN as a FIN, so that each direction ends on its
+// own; a reset as a reset; and back-pressure, because nothing is read that the
+// other side does not take.
+package relay
