@@ -219,13 +219,13 @@ as_root() { # USER...
 }
 
 # What is still wrong, for a person; empty when all is well.
-faults() { # USER...
+faults() {
 	missing=$(absent $needed)
-	[ -z "$missing" ] || echo "missing: $missing"
+	[ -z "$missing" ] || printf 'missing: %s' "$missing"
 	if [ ! -c "$tun" ]; then
-		echo "missing: $tun"
+		printf 'missing: %s ' "$tun"
 	elif [ ! -r "$tun" ] || [ ! -w "$tun" ] || [ "$(tun_mode)" = 600 ]; then
-		echo "not open to users: $tun"
+		printf 'not open to users: %s ' "$tun"
 	fi
 }
 
