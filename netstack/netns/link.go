@@ -1,0 +1,109 @@
+package netns
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Link says how the device in the namespace shall be set up. Zero MTU and
+// TxQueueLen leave the kernel's values.
+type Link struct {
+	Name       string         `json:"name"`
+	MTU        int            `json:"mtu,omitempty"`        // bytes, Ethernet header not counted
+	TxQueueLen int            `json:"txqueuelen,omitempty"` // packets
+	Addresses  []netip.Prefix `json:"addresses,omitempty"`
+	Gateways   []netip.Addr   `json:"gateways,omitempty"` // of the default routes, one a family
+}
+
+// Configure brings up the loopback device, sets MTU and queue length of the link,
+// brings it up, and adds addresses and default routes. Everything may exist
+// already. It returns the link's hardware address.
+//
+// In a namespace without IPv6 (no module, or net.ipv6.conf.*.disable_ipv6) the
+// IPv6 addresses and gateways are left out.
+func Configure(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("find link lo: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return nil, fmt.Errorf("set link lo up: %w", err)
+	}
+	link, err := h.LinkByName(l.Name)
+	if err != nil {
+		return nil, fmt.Errorf("find link %s: %w", l.Name, err)
+	}
+	if l.MTU != 0 {
+		if err := h.LinkSetMTU(link, l.MTU); err != nil {
+			return nil, fmt.Errorf("set MTU of link %s to %d: %w", l.Name, l.MTU, err)
+		}
+	}
+	if l.TxQueueLen != 0 {
+		if err := h.LinkSetTxQLen(link, l.TxQueueLen); err != nil {
+			return nil, fmt.Errorf("set transmit queue of link %s to %d packets: %w", l.Name, l.TxQueueLen, err)
+		}
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("set link %s up: %w", l.Name, err)
+	}
+	v6 := true
+	for _, p := range l.Addresses {
+		if p.Addr().Is6() && !v6 {
+			continue
+		}
+		err := addAddress(h, link, p)
+		if p.Addr().Is6() && noIPv6(err) {
+			v6 = false
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("add address %v to link %s: %w", p, l.Name, err)
+		}
+	}
+	for _, gw := range l.Gateways {
+		if gw.Is6() && !v6 {
+			continue
+		}
+		r := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everything(gw), Gw: gw.AsSlice()}
+		if err := h.RouteReplace(r); err != nil {
+			return nil, fmt.Errorf("add default route by %v on link %s: %w", gw, l.Name, err)
+		}
+	}
+	return bytes.Clone(link.Attrs().HardwareAddr), nil
+}
+
+func addAddress(h *netlink.Handle, link netlink.Link, p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		// Without duplicate address detection the address is usable at once; there is
+		// nobody else on this link.
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return h.AddrReplace(link, a)
+}
+
+// noIPv6 reports whether err is what the kernel says when it has no IPv6
+// (EOPNOTSUPP, EAFNOSUPPORT) or has it disabled (EACCES, ipv6_add_addr in
+// net/ipv6/addrconf.c).
+func noIPv6(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EACCES)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	a := p.Addr()
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(p.Bits(), a.BitLen())}
+}
+
+// everything is the prefix of length zero of a's family.
+func everything(a netip.Addr) *net.IPNet {
+	if a.Is4() {
+		return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+	}
+	return ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+}
