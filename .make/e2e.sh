@@ -5,6 +5,8 @@
 #
 #   e2e.sh                 E2EFLAGS='-test.run NAME' for a part
 #   e2e.sh --user TMP      the second run, inside its namespace; e2e.sh calls itself so
+# E2EFLAGS are words:
+# shellcheck disable=SC2086
 set -eu
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 go=${GO:-go}
@@ -15,14 +17,14 @@ run() { # LABEL TMP COMMAND...
 	label=$1
 	tmp=$2
 	shift 2
-	echo "== e2e as $label"
+	echo "== end-to-end tests as $label"
 	log=$tmp/log
-	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" | grep -E '^--- (PASS|FAIL|SKIP)|^    --- (FAIL|SKIP)|^panic:' || true
+	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" | grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:' || true
 	status=$(cat "$tmp/status")
 	[ "$status" -eq 0 ] || cat "$log"
+	awk '/_test\.go:[0-9]+:/ { reason = $0; sub(/^ */, "", reason) } /--- SKIP:/ { print "skipped " $3 ": " reason }' "$log"
 	count() { grep -c "^ *--- $1" "$log" || true; }
-	grep -A 2 -- '--- SKIP' "$log" | grep -v -- '--- SKIP' | grep -E '_test\.go:' || true
-	echo "e2e as $label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
+	echo "e2e-$label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
 	return "$status"
 }
 
@@ -59,7 +61,7 @@ as_user() { # TMP
 	mkdir -m 0700 "$tmp/home" "$tmp/run"
 	chown "$id:$id" "$tmp/home" "$tmp/run"
 	cd "$tmp/src/cmd/slipway"
-	run "an ordinary user" "$tmp" \
+	run user "$tmp" \
 		setpriv --reuid "$id" --regid "$id" --init-groups --inh-caps=-all \
 		env -i PATH="$PATH" LANG=C.UTF-8 USER="$name" HOME="$tmp/home" XDG_RUNTIME_DIR="$tmp/run" \
 		SLIPWAY_BIN="$tmp/slipway" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
@@ -78,10 +80,12 @@ chmod 0755 "$tmp"
 "$go" test -c -tags e2e -o "$tmp/e2e.test" ./cmd/slipway
 cp bin/slipway "$tmp/slipway"
 
+if [ "$(id -u)" -eq 0 ]; then label=root; else label=user; fi
 (
 	cd cmd/slipway
-	SLIPWAY_BIN="$tmp/slipway" run "$(id -un)" "$tmp" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
+	export SLIPWAY_BIN="$tmp/slipway"
+	run "$label" "$tmp" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
 )
-if [ "$(id -u)" -eq 0 ]; then
+if [ "$label" = root ]; then
 	unshare --mount --propagation private sh "$0" --user "$tmp"
 fi
