@@ -7,9 +7,9 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 PACKAGES    := ./...
 SOURCES     := cmd netstack portfwd runtime bench metrics
 
-VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 # The version comes from here and not from Go's own stamp, which fails where the tree belongs to somebody else.
-BUILD       := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+BUILD       := $(GO) build -trimpath -buildvcs=false -ldflags '-s -w$(if $(VERSION), -X main.version=$(VERSION))'
 
 export CGO_ENABLED = 0
 
