@@ -88,6 +88,7 @@ func (f *flow) toGuest() {
 			return
 		}
 		if i.eof {
+			f.finSent.Store(true)
 			// The guest may have closed already; then there is nobody to tell.
 			_ = f.ep.Shutdown(tcpip.ShutdownWrite)
 			return

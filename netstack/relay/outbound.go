@@ -114,7 +114,9 @@ func (f *flow) fromGuest() {
 // then would go unseen: nobody reads any more.
 func (f *flow) watch(ready <-chan struct{}) {
 	for {
-		if tcp.EndpointState(f.ep.State()) == tcp.StateError {
+		// A reset in CLOSE_WAIT leaves the endpoint closed and not in error.
+		state := tcp.EndpointState(f.ep.State())
+		if (state == tcp.StateError || state == tcp.StateClose) && !f.finSent.Load() {
 			f.stop(fmt.Errorf("relay: after FIN: guest: %w", ErrReset))
 			return
 		}

@@ -35,6 +35,7 @@ type flow struct {
 	raw   syscall.RawConn
 	bytes *Bytes
 
+	finSent atomic.Bool   // the host's FIN went to the guest
 	inbound chan struct{} // closed when the direction host → guest has ended
 	stopped chan struct{}
 	cause   atomic.Pointer[error]

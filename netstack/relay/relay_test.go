@@ -1,0 +1,307 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/pipe"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+var (
+	guestAddr = netip.MustParseAddr("192.0.2.100")
+	hostAddr  = netip.MustParseAddr("192.0.2.2")
+)
+
+// pair is a guest's stack and ours, back to back.
+type pair struct {
+	guest, ours *stack.Stack
+}
+
+func newStack(t *testing.T, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack {
+	t.Helper()
+	s := stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
+	})
+	if err := s.CreateNIC(1, ep); err != nil {
+		t.Fatalf("create NIC: %s", err)
+	}
+	err := s.AddProtocolAddress(1, tcpip.ProtocolAddress{
+		Protocol:          ipv4.ProtocolNumber,
+		AddressWithPrefix: tcpip.AddrFromSlice(addr.AsSlice()).WithPrefix(),
+	}, stack.AddressProperties{})
+	if err != nil {
+		t.Fatalf("add address: %s", err)
+	}
+	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: 1}})
+	return s
+}
+
+func newPair(t *testing.T) *pair {
+	t.Helper()
+	a, b := pipe.New("\x02\x00\x00\x00\x00\x01", "\x02\x00\x00\x00\x00\x02", 1500)
+	p := &pair{guest: newStack(t, a, guestAddr), ours: newStack(t, b, hostAddr)}
+	t.Cleanup(func() {
+		for _, s := range []*stack.Stack{p.guest, p.ours} {
+			s.Close()
+			s.RemoveNIC(1)
+			s.Wait()
+		}
+	})
+	return p
+}
+
+// flowTest is one flow: guest ⇄ relay ⇄ host.
+type flowTest struct {
+	guest *gonet.TCPConn
+	host  *net.TCPConn
+	bytes Bytes
+	done  chan error
+}
+
+// newFlow connects a guest through Run to a socket of the host. ctx ends the
+// relay.
+func newFlow(t *testing.T, ctx context.Context) *flowTest {
+	t.Helper()
+	p := newPair(t)
+	f := &flowTest{done: make(chan error, 1)}
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	fwd := tcp.NewForwarder(p.ours, 1<<20, 16, func(r *tcp.ForwarderRequest) {
+		conn, err := net.Dial("tcp4", listener.Addr().String())
+		if err != nil {
+			r.Complete(true)
+			return
+		}
+		var queue waiter.Queue
+		ep, terr := r.CreateEndpoint(&queue)
+		r.Complete(false)
+		if terr != nil {
+			conn.Close()
+			f.done <- errors.New(terr.String())
+			return
+		}
+		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.bytes)
+	})
+	p.ours.SetTransportProtocolHandler(tcp.ProtocolNumber, fwd.HandlePacket)
+	dst := tcpip.FullAddress{NIC: 1, Addr: tcpip.AddrFromSlice(hostAddr.AsSlice()), Port: 80}
+	if f.guest, err = gonet.DialTCP(p.guest, dst, ipv4.ProtocolNumber); err != nil {
+		t.Fatalf("dial from guest: %v", err)
+	}
+	conn, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.host = conn.(*net.TCPConn)
+	deadline := time.Now().Add(30 * time.Second)
+	f.guest.SetDeadline(deadline)
+	f.host.SetDeadline(deadline)
+	t.Cleanup(func() { f.guest.Close(); f.host.Close() })
+	return f
+}
+
+func (f *flowTest) end(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-f.done:
+		return err
+	case <-time.After(10 * time.Second):
+		buf := make([]byte, 1<<16)
+		t.Fatalf("the relay did not end:\n%s", buf[:runtime.Stack(buf, true)])
+		return nil
+	}
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{1})
+	r.Read(b)
+	return b
+}
+
+func TestBothWaysAtOnce(t *testing.T) {
+	f := newFlow(t, t.Context())
+	const size = 24 << 20
+	data := randomBytes(size)
+	want := sha256.Sum256(data)
+	errs := make(chan error, 4)
+	send := func(w io.Writer, closeWrite func() error) {
+		_, err := w.Write(data)
+		errs <- errors.Join(err, closeWrite())
+	}
+	receive := func(r io.Reader) {
+		h := sha256.New()
+		n, err := io.Copy(h, r)
+		if err == nil && (n != size || [32]byte(h.Sum(nil)) != want) {
+			err = errors.New("received other bytes than were sent")
+		}
+		errs <- err
+	}
+	go send(f.guest, f.guest.CloseWrite)
+	go send(f.host, f.host.CloseWrite)
+	go receive(f.guest)
+	go receive(f.host)
+	for range 4 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.end(t); err != nil {
+		t.Errorf("Run returned %v, want nil", err)
+	}
+	if from, to := f.bytes.FromGuest.Load(), f.bytes.ToGuest.Load(); from != size || to != size {
+		t.Errorf("counted %d from the guest and %d to it, want %d each", from, to, size)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	for _, first := range []string{"guest", "host"} {
+		t.Run(first+" first", func(t *testing.T) {
+			f := newFlow(t, t.Context())
+			type end interface {
+				io.ReadWriter
+				CloseWrite() error
+			}
+			var a, b end = f.guest, f.host
+			if first == "host" {
+				a, b = b, a
+			}
+			if _, err := a.Write([]byte("request")); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(b); err != nil || string(got) != "request" {
+				t.Fatalf("read %q, %v", got, err)
+			}
+			answer := randomBytes(1 << 20)
+			go func() {
+				b.Write(answer)
+				b.CloseWrite()
+			}()
+			if got, err := io.ReadAll(a); err != nil || !bytes.Equal(got, answer) {
+				t.Fatalf("read %d bytes after the own FIN, %v; want %d", len(got), err, len(answer))
+			}
+			if err := f.end(t); err != nil {
+				t.Errorf("Run returned %v, want nil", err)
+			}
+		})
+	}
+}
+
+func TestReset(t *testing.T) {
+	exchange := func(t *testing.T, f *flowTest) {
+		t.Helper()
+		if _, err := f.guest.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(f.host, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("by the host", func(t *testing.T) {
+		f := newFlow(t, t.Context())
+		exchange(t, f)
+		f.host.SetLinger(0)
+		f.host.Close()
+		if _, err := f.guest.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("the guest read %v, want a reset", err)
+		}
+		if err := f.end(t); !errors.Is(err, ErrReset) {
+			t.Errorf("Run returned %v, want ErrReset", err)
+		}
+	})
+	// resetGuest makes the guest's stack send RST: unread data at Close.
+	resetGuest := func(t *testing.T, f *flowTest) {
+		t.Helper()
+		if _, err := f.host.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(f.guest, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.guest.Close()
+	}
+	t.Run("by the guest", func(t *testing.T) {
+		f := newFlow(t, t.Context())
+		exchange(t, f)
+		resetGuest(t, f)
+		if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the host read %v, want ECONNRESET", err)
+		}
+		if err := f.end(t); !errors.Is(err, ErrReset) {
+			t.Errorf("Run returned %v, want ErrReset", err)
+		}
+	})
+	t.Run("by the guest after its FIN", func(t *testing.T) {
+		f := newFlow(t, t.Context())
+		exchange(t, f)
+		if err := f.guest.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("the host read %v, want EOF", err)
+		}
+		resetGuest(t, f)
+		if err := f.end(t); !errors.Is(err, ErrReset) {
+			t.Errorf("Run returned %v, want ErrReset", err)
+		}
+	})
+}
+
+// TestBackPressure: what nobody reads stays with the sender.
+func TestBackPressure(t *testing.T) {
+	f := newFlow(t, t.Context())
+	f.host.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	var sent int
+	chunk := make([]byte, 1<<20)
+	for sent < 256<<20 {
+		n, err := f.host.Write(chunk)
+		sent += n
+		if err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	// Both buffers of gVisor's, and the kernel's of two sockets.
+	if sent >= 128<<20 {
+		t.Errorf("the host could send %d bytes that nobody read", sent)
+	}
+}
+
+func TestContextEndsFlow(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f := newFlow(t, ctx)
+	why := errors.New("why")
+	cancel(why)
+	if err := f.end(t); !errors.Is(err, why) {
+		t.Errorf("Run returned %v, want the context's cause", err)
+	}
+	if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the host read %v, want ECONNRESET", err)
+	}
+}
