@@ -1,0 +1,78 @@
+package metrics
+
+// Source is what counts. Snapshot is called once for each scrape, possibly by several
+// goroutines at a time.
+type Source interface {
+	Snapshot() Snapshot
+}
+
+// Traffic in one direction each. From and to are seen from the container.
+type Traffic struct {
+	FromBytes, ToBytes     uint64
+	FromPackets, ToPackets uint64
+}
+
+// Snapshot is the state at one moment: totals since the engine started, and gauges
+// named Open or Pending. Keys of maps are snake_case words of a fixed set.
+type Snapshot struct {
+	// Link counts whole Ethernet frames at the TAP device; a frame of up to 64 KiB is
+	// one packet where the device has offloads.
+	Link Traffic
+	// Drops are frames and datagrams that were not passed on, by reason.
+	Drops map[string]uint64
+
+	// TCPFromBytes and TCPToBytes are payload through the TAP device.
+	TCPFromBytes, TCPToBytes uint64
+	FlowsOpen                int64
+	FlowsTotal               uint64
+	// FlowsReset ended by a reset, FlowsFailed by another error.
+	FlowsReset, FlowsFailed uint64
+	HandshakesFailed        uint64 // the container went away during the handshake
+	DialsPending            int64
+	DialErrors              map[string]uint64 // by reason
+	Retransmits             uint64            // TCP segments sent again to the container
+	// Refused counts what a limit refused, by the name of the limit.
+	Refused map[string]uint64
+
+	// UDP counts datagrams and their payload.
+	UDP            UDP
+	DNS            DNS
+	ICMP           ICMP
+	Ports          []Port
+	EngineRestarts uint64
+	// GVisor are gVisor's own counters by their snake_case name, like tcp_retransmits.
+	GVisor map[string]uint64
+}
+
+// UDP sessions of the NAT table.
+type UDP struct {
+	Traffic
+	SessionsOpen    int64
+	SessionsTotal   uint64
+	SessionsEvicted uint64 // ended early to make room
+}
+
+// DNS relay.
+type DNS struct {
+	Queries  uint64
+	Failures uint64 // got no answer from any resolver
+}
+
+// ICMP echo relay.
+type ICMP struct {
+	Requests uint64 // from the container
+	Replies  uint64 // to the container
+}
+
+// Port is one published port.
+type Port struct {
+	Protocol      string // "tcp" or "udp"
+	Listen        string // address and port on the host
+	ContainerPort uint16
+	Path          string // "kernel" or "tap"
+	Open          int64  // connections or sessions
+	Total         uint64
+	Refused       uint64
+	// FromBytes and ToBytes are payload, seen from the container.
+	FromBytes, ToBytes uint64
+}
