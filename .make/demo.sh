@@ -66,7 +66,7 @@ cat >"$tmp/site/nginx.conf" <<'CONF'
 user root;
 worker_processes 1;
 pid /tmp/nginx.pid;
-error_log stderr notice;
+error_log stderr warn;
 events { worker_connections 256; }
 http {
     access_log /dev/stdout combined;
