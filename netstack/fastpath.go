@@ -1,0 +1,70 @@
+package netstack
+
+import (
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"slipway/netstack/tap"
+)
+
+// handler is what the receive loop asks before gVisor: UDP and echo requests need
+// no TCP/IP stack.
+type handler struct{ s *Stack }
+
+// Input implements link.Handler.
+func (h handler) Input(v tap.Header, frame []byte) bool {
+	return h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame)
+}
+
+// Flush implements link.Handler.
+func (h handler) Flush() { h.s.nat.Flush() }
+
+// serveDNS is the resolver's address: queries are relayed to the host's
+// resolvers.
+func (s *Stack) serveDNS(src, dst netip.AddrPort, payload []byte, reply func([]byte)) bool {
+	if dst.Port() != dnsPort || !s.cfg.Network.isDNS(dst.Addr()) {
+		return false
+	}
+	s.dns.Query(src, payload, reply)
+	return true
+}
+
+// handleFragmentedUDP takes a datagram that arrived in fragments: gVisor has
+// reassembled it, and it goes the way of all others from here.
+func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	udp := pkt.TransportHeader().Slice()
+	payload := pkt.Data().AsRange().ToSlice()
+	length := uint16(len(udp) + len(payload))
+	var ip []byte
+	if id.RemoteAddress.Len() == header.IPv4AddressSize {
+		ip = make([]byte, header.IPv4MinimumSize)
+		h := header.IPv4(ip)
+		h.Encode(&header.IPv4Fields{
+			TotalLength: header.IPv4MinimumSize + length, TTL: 64, Protocol: uint8(header.UDPProtocolNumber),
+			SrcAddr: id.RemoteAddress, DstAddr: id.LocalAddress,
+		})
+		h.SetChecksum(^h.CalculateChecksum())
+	} else {
+		ip = make([]byte, header.IPv6MinimumSize)
+		header.IPv6(ip).Encode(&header.IPv6Fields{
+			PayloadLength: length, TransportProtocol: header.UDPProtocolNumber, HopLimit: 64,
+			SrcAddr: id.RemoteAddress, DstAddr: id.LocalAddress,
+		})
+	}
+	frame := make([]byte, header.EthernetMinimumSize, header.EthernetMinimumSize+len(ip)+int(length))
+	header.Ethernet(frame).Encode(&header.EthernetFields{
+		SrcAddr: tcpip.LinkAddress(s.cfg.GuestMAC), DstAddr: s.link.LinkAddress(), Type: pkt.NetworkProtocolNumber,
+	})
+	frame = append(append(append(frame, ip...), udp...), payload...)
+	return s.nat.Input(tap.Header{}, frame)
+}
+
+// handleEcho keeps gVisor from answering echo requests for the whole world: it
+// answers for its own addresses only.
+func (s *Stack) handleEcho(id stack.TransportEndpointID, _ *stack.PacketBuffer) bool {
+	a := addrPort(id.LocalAddress, 0).Addr()
+	return !s.cfg.Network.isGateway(a) && !s.cfg.Network.isDNS(a)
+}

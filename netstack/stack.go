@@ -1,0 +1,293 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/qdisc/fifo"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"slipway/netstack/dns"
+	echo "slipway/netstack/icmp"
+	"slipway/netstack/link"
+	"slipway/netstack/tap"
+	nat "slipway/netstack/udp"
+)
+
+const (
+	nicID   = 1
+	dnsPort = 53
+	// sendQueue is how many packets of up to 64 KiB may wait for the TAP. The
+	// windows of the flows keep it short; what exceeds it is dropped and counted.
+	sendQueue = 4096
+)
+
+// Limits bound what the guest can make the stack hold.
+type Limits struct {
+	// Flows is the number of TCP connections at a time; one more is reset.
+	Flows int `json:"flows"`
+	// PendingDials is the number of TCP connections being made; the SYN of one
+	// more is dropped, and the guest's kernel sends it again.
+	PendingDials int `json:"pending_dials"`
+	// UDPSessions is the number of UDP mappings; one more evicts the one that has
+	// been idle for longest.
+	UDPSessions int `json:"udp_sessions"`
+}
+
+// DefaultLimits fit one container: each flow and each pending dial is one
+// descriptor.
+func DefaultLimits() Limits { return Limits{Flows: 8192, PendingDials: 4096, UDPSessions: 4096} }
+
+// Config describes a Stack.
+type Config struct {
+	// Network is the address plan.
+	Network Network
+	// MTU of the link in bytes.
+	MTU int
+	// Device is the TAP. The Stack owns it.
+	Device *tap.Device
+	// GuestMAC is the Ethernet address of the guest's end.
+	GuestMAC net.HardwareAddr
+	// Policy decides where the guest's flows go. Its Network is set by New.
+	Policy Policy
+	// Resolvers returns the host's current resolvers.
+	Resolvers func(context.Context) ([]netip.AddrPort, error)
+	// Limits bound the guest.
+	Limits Limits
+}
+
+// Stack is the TCP/IP stack at the far end of the guest's TAP.
+type Stack struct {
+	cfg    Config
+	policy Policy
+	stack  *stack.Stack
+	link   *link.Endpoint
+	tcp    *guestTCP
+	nat    *nat.NAT
+	echo   *echo.Relay
+	dns    *dns.Relay
+	stats  counters
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu     sync.Mutex // guards closed, and wg's Add against its Wait
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// New assembles the stack and starts to serve the guest.
+func New(cfg Config) (*Stack, error) {
+	s := &Stack{cfg: cfg, policy: cfg.Policy}
+	s.policy.Network = cfg.Network
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	if err := s.assemble(); err != nil {
+		return nil, errors.Join(fmt.Errorf("assemble stack: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+func (s *Stack) assemble() error {
+	cfg, n := s.cfg, s.cfg.Network
+	s.stack = stack.New(stack.Options{
+		NetworkProtocols: []stack.NetworkProtocolFactory{
+			arp.NewProtocol, ipv4.NewProtocol,
+			// Nobody else can have the gateway's addresses on this link.
+			ipv6.NewProtocolWithOptions(ipv6.Options{DADConfigs: stack.DADConfigurations{DupAddrDetectTransmits: 0}}),
+		},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+		// With promiscuous mode, handling local traffic would take every source
+		// address for our own and drop the packet.
+		HandleLocal: false,
+	})
+	if err := s.setTCPOptions(); err != nil {
+		return err
+	}
+	s.dns = dns.New(dns.Config{Resolvers: cfg.Resolvers})
+	s.link = link.New(link.Config{
+		Device: cfg.Device,
+		MTU:    cfg.MTU,
+		MAC:    n.MAC(),
+		Guard: link.Guard{
+			Sources: []netip.Addr{n.Guest4(), n.Guest6()},
+			Own:     []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
+		},
+		Handlers: []link.Handler{handler{s}},
+	})
+	if err := s.newFastPaths(); err != nil {
+		return err
+	}
+	s.tcp = newGuestTCP(s)
+	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, s.tcp.handle)
+	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleFragmentedUDP)
+	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleEcho)
+	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.handleEcho)
+	return s.attach()
+}
+
+// newFastPaths makes the paths that the receive loop asks before gVisor.
+func (s *Stack) newFastPaths() error {
+	cfg, n := s.cfg, s.cfg.Network
+	var err error
+	s.nat, err = nat.New(nat.Config{
+		Write:      s.link.WriteFrame,
+		Route:      s.policy.Route,
+		Local:      s.serveDNS,
+		GatewayMAC: n.MAC(),
+		GuestMAC:   cfg.GuestMAC,
+		MTU:        cfg.MTU,
+		Offload:    cfg.Device.Offload(),
+		Limits:     nat.Limits{Sessions: cfg.Limits.UDPSessions},
+	})
+	if err != nil {
+		return err
+	}
+	s.echo, err = echo.New(echo.Config{
+		Write:      s.link.WriteFrame,
+		Route:      s.policy.Route,
+		GatewayMAC: n.MAC(),
+		GuestMAC:   cfg.GuestMAC,
+		Own:        []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
+	})
+	return err
+}
+
+func (s *Stack) setTCPOptions() error {
+	sack := tcpip.TCPSACKEnabled(true)
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	// A forwarder's SYN is not matched against connections in TIME_WAIT, so a
+	// guest that reuses a port would wait for the end of it. The link is local
+	// and loses nothing: there is no old segment to wait for.
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(0)
+	for _, o := range []tcpip.SettableTransportProtocolOption{
+		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer},
+		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer},
+		&sack, &moderate, &timeWait,
+	} {
+		if err := s.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("set %T: %s", o, err)
+		}
+	}
+	return nil
+}
+
+// attach gives the stack its interface; frames are read from here on.
+func (s *Stack) attach() error {
+	n := s.cfg.Network
+	// Writing to the TAP runs the guest's receive path in the writer. A goroutine
+	// of its own for that lets gVisor go on meanwhile.
+	opts := stack.NICOptions{Name: s.cfg.Device.Name(), QDisc: fifo.New(s.link, 1, sendQueue), Disabled: true}
+	if err := s.stack.CreateNICWithOptions(nicID, s.link, opts); err != nil {
+		return fmt.Errorf("create interface: %s", err)
+	}
+	for _, a := range []netip.Prefix{
+		netip.PrefixFrom(n.Gateway4(), n.Prefix4.Bits()), netip.PrefixFrom(n.DNS4(), n.Prefix4.Bits()),
+		netip.PrefixFrom(n.Gateway6(), n.Prefix6.Bits()), netip.PrefixFrom(n.DNS6(), n.Prefix6.Bits()),
+	} {
+		address := tcpip.ProtocolAddress{
+			Protocol: protocol(a.Addr()),
+			AddressWithPrefix: tcpip.AddressWithPrefix{
+				Address: tcpip.AddrFromSlice(a.Addr().AsSlice()), PrefixLen: a.Bits(),
+			},
+		}
+		if err := s.stack.AddProtocolAddress(nicID, address, stack.AddressProperties{}); err != nil {
+			return fmt.Errorf("add address %s: %s", a, err)
+		}
+	}
+	// Accept packets for every address in the world, and answer from it.
+	if err := s.stack.SetPromiscuousMode(nicID, true); err != nil {
+		return fmt.Errorf("set promiscuous: %s", err)
+	}
+	if err := s.stack.SetSpoofing(nicID, true); err != nil {
+		return fmt.Errorf("set spoofing: %s", err)
+	}
+	s.stack.SetRouteTable([]tcpip.Route{
+		{Destination: header.IPv4EmptySubnet, NIC: nicID},
+		{Destination: header.IPv6EmptySubnet, NIC: nicID},
+	})
+	for _, a := range []netip.Addr{n.Guest4(), n.Guest6()} {
+		err := s.stack.AddStaticNeighbor(nicID, protocol(a), tcpip.AddrFromSlice(a.AsSlice()), tcpip.LinkAddress(s.cfg.GuestMAC))
+		if err != nil {
+			return fmt.Errorf("add neighbour %s: %s", a, err)
+		}
+	}
+	if err := s.stack.EnableNIC(nicID); err != nil {
+		return fmt.Errorf("enable interface: %s", err)
+	}
+	return nil
+}
+
+func protocol(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+// begin registers a flow; it reports false once the stack is closing.
+func (s *Stack) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Stack) end() { s.wg.Done() }
+
+// Close ends every flow with a reset, then the interface and the device.
+func (s *Stack) Close() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	s.cancel(net.ErrClosed)
+	s.wg.Wait()
+	var errs []error
+	if s.nat != nil {
+		errs = append(errs, s.nat.Close())
+	}
+	if s.echo != nil {
+		errs = append(errs, s.echo.Close())
+	}
+	if s.dns != nil {
+		errs = append(errs, s.dns.Close())
+	}
+	if s.stack != nil {
+		s.stack.Close()
+		// Removing the interface ends the receive loop and closes the device.
+		if err := s.stack.RemoveNIC(nicID); err != nil {
+			errs = append(errs, s.cfg.Device.Close())
+		}
+		s.stack.Wait()
+	}
+	return errors.Join(errs...)
+}
+
+// PublishUDP serves a published UDP port: sockets are the host's, to4 and to6 the
+// guest's addresses. Close of the result ends it.
+func (s *Stack) PublishUDP(sockets []*os.File, to4, to6 netip.AddrPort) (io.Closer, error) {
+	return s.nat.Publish(sockets, to4, to6)
+}
+
+// PingUnavailable says why the guest cannot ping the world; nil when it can.
+func (s *Stack) PingUnavailable() error { return s.echo.Unavailable() }

@@ -1,0 +1,174 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"unicode"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+
+	"slipway/netstack/dns"
+	"slipway/netstack/icmp"
+	"slipway/netstack/link"
+	"slipway/netstack/relay"
+	"slipway/netstack/udp"
+)
+
+// ErrLimit is wrapped by errors about a bound of Limits that was reached.
+var ErrLimit = errors.New("limit reached")
+
+// answer is what the guest gets for a SYN that leads nowhere.
+type answer int
+
+const (
+	answerReset answer = iota
+	answerUnreachable
+	answerSilence
+)
+
+// cause is why a dial failed. The set is fixed, so that it can label a metric.
+type cause int
+
+const (
+	causeRefused cause = iota
+	causeUnreachable
+	causeTimeout
+	causePolicy
+	causeLimit
+	causeResources
+	causeOther
+	causes
+)
+
+var causeNames = [causes]string{"refused", "unreachable", "timeout", "policy", "limit", "resources", "other"}
+
+type counters struct {
+	tcp              relay.Bytes
+	flowsOpen        atomic.Int64
+	flowsTotal       atomic.Uint64
+	flowsReset       atomic.Uint64
+	flowsFailed      atomic.Uint64
+	flowsRefused     atomic.Uint64
+	dialsPending     atomic.Int64
+	dialsRefused     atomic.Uint64
+	handshakesFailed atomic.Uint64
+	dialErrors       [causes]atomic.Uint64
+}
+
+// dialFailed counts a failed dial and says how the guest hears of it.
+func (c *counters) dialFailed(err error) answer {
+	why, a := classify(err)
+	c.dialErrors[why].Add(1)
+	return a
+}
+
+func classify(err error) (cause, answer) {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		return causeRefused, answerReset
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
+		errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EAFNOSUPPORT),
+		errors.Is(err, syscall.EINVAL):
+		return causeUnreachable, answerUnreachable
+	case errors.Is(err, ErrInvalidDestination), errors.Is(err, ErrOwnNetwork), errors.Is(err, ErrHostClosed),
+		errors.Is(err, ErrMetadataClosed), errors.Is(err, ErrOwnListener):
+		return causePolicy, answerUnreachable
+	case errors.Is(err, ErrLimit):
+		return causeLimit, answerReset
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS),
+		errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return causeResources, answerReset
+	case errors.Is(err, context.Canceled):
+		return causeOther, answerSilence
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT),
+		errors.As(err, &timeout) && timeout.Timeout():
+		return causeTimeout, answerSilence
+	}
+	return causeOther, answerReset
+}
+
+// Stats are totals since the stack was made, and gauges named Open or Pending.
+type Stats struct {
+	Link link.Stats
+	UDP  udp.Stats
+	DNS  dns.Stats
+	ICMP icmp.Stats
+
+	// TCPFromGuest and TCPToGuest are payload bytes.
+	TCPFromGuest, TCPToGuest uint64
+	FlowsOpen, DialsPending  int64
+	FlowsTotal, FlowsReset   uint64
+	FlowsFailed              uint64
+	// FlowsRefused counts connections towards the guest beyond Limits.Flows,
+	// DialsRefused connections of the guest beyond Limits.PendingDials.
+	FlowsRefused, DialsRefused uint64
+	// HandshakesFailed counts flows whose guest went away before its handshake
+	// was done.
+	HandshakesFailed uint64
+	// DialErrors counts failed dials by cause. The causes are a fixed set.
+	DialErrors map[string]uint64
+	// GVisor are gVisor's own counters by their path in its tcpip.Stats in
+	// snake_case, like tcp_retransmits.
+	GVisor map[string]uint64
+}
+
+// Stats returns the totals.
+func (s *Stack) Stats() Stats {
+	c := &s.stats
+	out := Stats{
+		Link: s.link.Stats(), UDP: s.nat.Stats(), DNS: s.dns.Stats(), ICMP: s.echo.Stats(),
+		TCPFromGuest: c.tcp.FromGuest.Load(), TCPToGuest: c.tcp.ToGuest.Load(),
+		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
+		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
+		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(),
+		HandshakesFailed: c.handshakesFailed.Load(),
+		DialErrors:       make(map[string]uint64, causes),
+		GVisor:           make(map[string]uint64),
+	}
+	for i := range c.dialErrors {
+		out.DialErrors[causeNames[i]] = c.dialErrors[i].Load()
+	}
+	walk(out.GVisor, "", reflect.ValueOf(s.stack.Stats()))
+	return out
+}
+
+// walk collects every *tcpip.StatCounter below v, a struct of gVisor's statistics.
+func walk(into map[string]uint64, prefix string, v reflect.Value) {
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		if !field.IsExported() {
+			continue
+		}
+		name := prefix + snake(field.Name)
+		switch f := v.Field(i); {
+		case f.Type() == reflect.TypeFor[*tcpip.StatCounter]():
+			if c, ok := f.Interface().(*tcpip.StatCounter); ok && c != nil {
+				into[name] = c.Value()
+			}
+		case f.Kind() == reflect.Struct && field.Anonymous:
+			walk(into, prefix, f)
+		case f.Kind() == reflect.Struct:
+			walk(into, name+"_", f)
+		}
+	}
+}
+
+// snake turns an exported Go name into snake_case; runs of capitals are one word.
+func snake(name string) string {
+	var b strings.Builder
+	r := []rune(name)
+	for i, c := range r {
+		if unicode.IsUpper(c) && i > 0 && (unicode.IsLower(r[i-1]) || unicode.IsDigit(r[i-1]) || i+1 < len(r) && unicode.IsLower(r[i+1])) {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(c))
+	}
+	return b.String()
+}

@@ -1,0 +1,304 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"slipway/netstack/relay"
+)
+
+const (
+	// tcpBuffer is each endpoint's send and receive buffer in bytes. Memory is
+	// used for what is queued only. 1 MiB costs a quarter of the throughput.
+	tcpBuffer = 4 << 20
+	// dialTimeout ends a dial that nobody answers. The guest's kernel sends its SYN
+	// again after that, which dials again.
+	dialTimeout = 30 * time.Second
+)
+
+// Keepalive of both legs of a flow: NATs on the path stay open, dead peers are
+// noticed.
+const (
+	keepaliveIdle     = 60 * time.Second
+	keepaliveInterval = 30 * time.Second
+	keepaliveCount    = 4
+)
+
+// guestTCP accepts the guest's connections: the host is dialled first, and the
+// guest's handshake is finished only when that succeeded, so that connect(2) in
+// the guest tells the truth.
+type guestTCP struct {
+	s       *Stack
+	forward *tcp.Forwarder
+	dialer  net.Dialer
+
+	mu sync.Mutex
+	// syn holds the SYN of every request in flight, for the ICMP error that may
+	// be the answer. Bounded by Limits.PendingDials.
+	syn map[stack.TransportEndpointID]*stack.PacketBuffer
+}
+
+func newGuestTCP(s *Stack) *guestTCP {
+	t := &guestTCP{s: s, syn: make(map[stack.TransportEndpointID]*stack.PacketBuffer)}
+	t.dialer = net.Dialer{
+		Timeout: dialTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
+		},
+	}
+	t.dialer.SetMultipathTCP(false)
+	// The limit is enforced in handle, where it is counted; the forwarder's own
+	// is only the backstop.
+	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*s.cfg.Limits.PendingDials, t.accept)
+	return t
+}
+
+// handle is gVisor's handler for segments that belong to no endpoint. It runs in
+// the receive loop.
+func (t *guestTCP) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	if flags := header.TCP(pkt.TransportHeader().Slice()).Flags(); !flags.Contains(header.TCPFlagSyn) || flags.Contains(header.TCPFlagAck) {
+		return false // gVisor answers with RST
+	}
+	t.mu.Lock()
+	if _, again := t.syn[id]; !again {
+		if len(t.syn) >= t.s.cfg.Limits.PendingDials {
+			t.mu.Unlock()
+			t.s.stats.dialsRefused.Add(1)
+			return true // the guest sends its SYN again
+		}
+		t.syn[id] = pkt.Clone()
+	}
+	t.mu.Unlock()
+	if !t.forward.HandlePacket(id, pkt) {
+		t.takeSYN(id)
+		return false
+	}
+	return true
+}
+
+func (t *guestTCP) takeSYN(id stack.TransportEndpointID) {
+	t.mu.Lock()
+	pkt := t.syn[id]
+	delete(t.syn, id)
+	t.mu.Unlock()
+	if pkt != nil {
+		pkt.DecRef()
+	}
+}
+
+// accept is the life of one flow from its SYN on, in a goroutine of its own.
+func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
+	s, id := t.s, r.ID()
+	if !s.begin() {
+		r.Complete(false)
+		t.takeSYN(id)
+		return
+	}
+	defer s.end()
+	conn, err := t.dial(addrPort(id.LocalAddress, id.LocalPort))
+	if err != nil {
+		t.refuse(r, id, err)
+		t.takeSYN(id)
+		return
+	}
+	var queue waiter.Queue
+	ep, terr := r.CreateEndpoint(&queue)
+	r.Complete(false)
+	t.takeSYN(id)
+	if terr != nil {
+		s.stats.handshakesFailed.Add(1)
+		_ = conn.SetLinger(0)
+		_ = conn.Close()
+		return
+	}
+	s.relay(s.ctx, ep, &queue, conn)
+}
+
+// dial opens the host's side of a flow to dst.
+func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
+	s := t.s
+	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
+		return nil, fmt.Errorf("%d flows: %w", s.cfg.Limits.Flows, ErrLimit)
+	}
+	s.stats.dialsPending.Add(1)
+	defer s.stats.dialsPending.Add(-1)
+	if s.cfg.Network.isDNS(dst.Addr()) && dst.Port() == dnsPort {
+		conn, err := s.dns.DialTCP(s.ctx)
+		if err != nil {
+			return nil, err
+		}
+		if tc, ok := conn.(*net.TCPConn); ok {
+			return tc, nil
+		}
+		return nil, errors.Join(fmt.Errorf("dial resolver: got a %T", conn), conn.Close())
+	}
+	to, err := s.policy.Route(dst)
+	if err != nil {
+		return nil, err
+	}
+	network := "tcp4"
+	if to.Addr().Is6() {
+		network = "tcp6" // which sets IPV6_V6ONLY
+	}
+	conn, err := t.dialer.DialContext(s.ctx, network, to.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil //nolint:forcetypeassert // network is TCP
+}
+
+// refuse answers a SYN as the host's kernel answered the dial.
+func (t *guestTCP) refuse(r *tcp.ForwarderRequest, id stack.TransportEndpointID, err error) {
+	answer := t.s.stats.dialFailed(err)
+	if answer == answerUnreachable {
+		t.unreachable(id)
+	}
+	r.Complete(answer == answerReset)
+}
+
+// unreachable sends the ICMP error that makes connect(2) in the guest fail at
+// once (RFC 1122 section 4.2.3.9, RFC 4443 section 3.1).
+func (t *guestTCP) unreachable(id stack.TransportEndpointID) {
+	t.mu.Lock()
+	pkt := t.syn[id]
+	if pkt != nil {
+		pkt.IncRef()
+	}
+	t.mu.Unlock()
+	if pkt == nil {
+		return
+	}
+	defer pkt.DecRef()
+	switch p := t.s.stack.NetworkProtocolInstance(pkt.NetworkProtocolNumber).(type) {
+	case stack.RejectIPv4WithHandler:
+		_ = p.SendRejectionError(pkt, stack.RejectIPv4WithICMPNetUnreachable, true)
+	case stack.RejectIPv6WithHandler:
+		_ = p.SendRejectionError(pkt, stack.RejectIPv6WithICMPNoRoute, true)
+	}
+}
+
+// relay joins an accepted endpoint and its host socket until the flow ends.
+func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn *net.TCPConn) {
+	s.stats.flowsOpen.Add(1)
+	s.stats.flowsTotal.Add(1)
+	defer s.stats.flowsOpen.Add(-1)
+	tuneEndpoint(ep)
+	err := relay.Run(ctx, ep, queue, conn, &s.stats.tcp)
+	switch {
+	case err == nil:
+	case errors.Is(err, relay.ErrReset):
+		s.stats.flowsReset.Add(1)
+	default:
+		s.stats.flowsFailed.Add(1)
+	}
+}
+
+func tuneEndpoint(ep tcpip.Endpoint) {
+	ep.SocketOptions().SetDelayOption(false)
+	ep.SocketOptions().SetKeepAlive(true)
+	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
+	_ = ep.SetSockOpt(&idle)
+	_ = ep.SetSockOpt(&interval)
+	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
+}
+
+// ForwardTCP joins client, a connection accepted on the host, to dst, an address
+// of the guest, through the TAP. The guest sees src as its peer; if src is in use
+// towards dst already, it sees another port of the same address. ForwardTCP
+// returns when the flow has ended; it closes client, with a reset where the guest
+// refused.
+//
+// The error wraps syscall.ECONNREFUSED when the guest refused, ErrLimit beyond
+// the bound of flows.
+func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error {
+	if !s.begin() {
+		return errors.Join(net.ErrClosed, client.Close())
+	}
+	defer s.end()
+	ep, queue, err := s.dialGuest(ctx, src, dst)
+	if err != nil {
+		_ = client.SetLinger(0)
+		_ = client.Close()
+		return fmt.Errorf("forward %s to %s: %w", src, dst, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(net.ErrClosed) })()
+	s.relay(ctx, ep, queue, client)
+	return nil
+}
+
+func (s *Stack) dialGuest(ctx context.Context, src, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
+	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
+		s.stats.flowsRefused.Add(1)
+		return nil, nil, ErrLimit
+	}
+	proto := tcpip.NetworkProtocolNumber(ipv4.ProtocolNumber)
+	if dst.Addr().Is6() {
+		proto = ipv6.ProtocolNumber
+	}
+	queue := new(waiter.Queue)
+	ep, terr := s.stack.NewEndpoint(tcp.ProtocolNumber, proto, queue)
+	if terr != nil {
+		return nil, nil, fmt.Errorf("new endpoint: %s", terr)
+	}
+	if err := s.connectGuest(ctx, ep, queue, src, dst); err != nil {
+		ep.Close()
+		return nil, nil, err
+	}
+	return ep, queue, nil
+}
+
+func (s *Stack) connectGuest(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, src, dst netip.AddrPort) error {
+	if terr := ep.Bind(fullAddress(src)); terr != nil {
+		if terr := ep.Bind(fullAddress(netip.AddrPortFrom(src.Addr(), 0))); terr != nil {
+			return fmt.Errorf("bind: %s", terr)
+		}
+	}
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+	queue.EventRegister(&entry)
+	defer queue.EventUnregister(&entry)
+	terr := ep.Connect(fullAddress(dst))
+	if _, started := terr.(*tcpip.ErrConnectStarted); started {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		select {
+		case <-ready:
+			terr = ep.LastError()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.ctx.Done():
+			return net.ErrClosed
+		}
+	}
+	switch terr.(type) {
+	case nil:
+		return nil
+	case *tcpip.ErrConnectionRefused:
+		return syscall.ECONNREFUSED
+	}
+	return fmt.Errorf("connect: %s", terr)
+}
+
+func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
+	addr, _ := netip.AddrFromSlice(a.AsSlice())
+	return netip.AddrPortFrom(addr, port)
+}
+
+func fullAddress(a netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(a.Addr().AsSlice()), Port: a.Port()}
+}
