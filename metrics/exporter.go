@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"runtime"
@@ -63,6 +64,8 @@ func New(src Source, version string) *Exporter {
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeader,
+			// What a client does wrong is no news for anybody.
+			ErrorLog: log.New(io.Discard, "", 0),
 		},
 	}
 }

@@ -1,0 +1,144 @@
+package metrics
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+)
+
+// fixed is a source that always counts the same.
+type fixed Snapshot
+
+func (f fixed) Snapshot() Snapshot { return Snapshot(f) }
+
+// sample is a snapshot in which every number is another one.
+func sample() Snapshot {
+	return Snapshot{
+		Link:         Traffic{FromBytes: 1, ToBytes: 2, FromPackets: 3, ToPackets: 4},
+		Drops:        map[string]uint64{"bad_checksum": 5, "foreign_source": 6},
+		TCPFromBytes: 7, TCPToBytes: 8,
+		FlowsOpen: 9, FlowsTotal: 10, FlowsReset: 11, FlowsFailed: 12, HandshakesFailed: 13,
+		DialsPending: 14, DialErrors: map[string]uint64{"refused": 15, "timeout": 16}, Retransmits: 17,
+		Refused: map[string]uint64{"flows": 18, "pending_dials": 19},
+		UDP: UDP{
+			Traffic:      Traffic{FromBytes: 20, ToBytes: 21, FromPackets: 22, ToPackets: 23},
+			SessionsOpen: 24, SessionsTotal: 25, SessionsEvicted: 26,
+		},
+		DNS:            DNS{Queries: 27, Failures: 28},
+		ICMP:           ICMP{Requests: 29, Replies: 30},
+		EngineRestarts: 31,
+		Ports: []Port{
+			{Protocol: "tcp", Listen: "0.0.0.0:8080", ContainerPort: 80, Path: "kernel", Open: 32, Total: 33, Refused: 34, FromBytes: 35, ToBytes: 36},
+			{Protocol: "udp", Listen: "127.0.0.1:53", ContainerPort: 5353, Path: "tap", Open: 37, Total: 38, Refused: 39, FromBytes: 40, ToBytes: 41},
+		},
+		GVisor: map[string]uint64{
+			"tcp_current_established": 42, "tcp_retransmits": 43, "ip_packets_received": 44,
+			"nics_malformed_l4_rcvd_packets": 45, "tcp_checksum_errors": 46, "dropped_packets": 47,
+		},
+	}
+}
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestExposition compares everything that a scrape gives with a golden text, and lets
+// Prometheus' own linter read it.
+func TestExposition(t *testing.T) {
+	const golden = "testdata/metrics.prom"
+	c := collector{fixed(sample())}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(c)
+	scrape := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(scrape, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	got := scrape.Body.Bytes()
+	if *update {
+		if err := os.WriteFile(golden, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("scrape (-want +got), go test -update writes it anew:\n%s", diff)
+	}
+	problems, err := testutil.CollectAndLint(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("lint: %s: %s", p.Metric, p.Text)
+	}
+}
+
+// TestLintSeesFaults: a linter that finds nothing proves something only when it would find one.
+func TestLintSeesFaults(t *testing.T) {
+	problems, err := promlint.New(strings.NewReader("# HELP slipway_queries Queries.\n# TYPE slipway_queries counter\nslipway_queries 1\n")).Lint()
+	if err != nil || len(problems) == 0 {
+		t.Errorf("lint of a counter without _total: %v, %v; want a problem", problems, err)
+	}
+}
+
+func TestBounded(t *testing.T) {
+	tests := []struct {
+		name  string
+		in    map[string]uint64
+		limit int
+		want  map[string]uint64
+	}{
+		{"nil", nil, 3, map[string]uint64{}},
+		{"fits", map[string]uint64{"a": 1, "b": 2}, 3, map[string]uint64{"a": 1, "b": 2}},
+		{"too many", map[string]uint64{"a": 1, "b": 2, "c": 3, "d": 4}, 3, map[string]uint64{"a": 1, "b": 2, "other": 7}},
+		{"not a word", map[string]uint64{"a": 1, "B": 2, "x y": 3, "": 4, "1a": 5, "ü": 6}, 9, map[string]uint64{"a": 1, "other": 20}},
+		{"too long", map[string]uint64{strings.Repeat("a", maxName+1): 1}, 9, map[string]uint64{"other": 1}},
+		{"other itself", map[string]uint64{"a": 1, "other": 2, "é": 3}, 9, map[string]uint64{"a": 1, "other": 5}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, bounded(tt.in, tt.limit)); diff != "" {
+				t.Errorf("bounded(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestPortsBounded: any number of ports, also equal ones, gives a scrape without error
+// and with a bounded number of series.
+func TestPortsBounded(t *testing.T) {
+	var s Snapshot
+	for i := range maxPorts + 100 {
+		s.Ports = append(s.Ports, Port{Protocol: "tcp", Listen: fmt.Sprintf("127.0.0.1:%d", i), ContainerPort: 80, Path: "tap", Total: 1})
+	}
+	s.Ports = append(s.Ports, s.Ports[0])
+	c := collector{fixed(s)}
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(c)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "slipway_port_connections_total" {
+			continue
+		}
+		var sum float64
+		for _, m := range f.GetMetric() {
+			sum += m.GetCounter().GetValue()
+		}
+		if got := len(f.GetMetric()); got != maxPorts || sum != float64(len(s.Ports)) {
+			t.Errorf("%d series with %g connections, want %d with %d", got, sum, maxPorts, len(s.Ports))
+		}
+		return
+	}
+	t.Error("no slipway_port_connections_total")
+}
