@@ -146,7 +146,7 @@ func walk(into map[string]uint64, prefix string, v reflect.Value) {
 		if !field.IsExported() {
 			continue
 		}
-		name := prefix + snake(field.Name)
+		name := prefix + snake(strings.ReplaceAll(field.Name, "NICs", "Nics"))
 		switch f := v.Field(i); {
 		case f.Type() == reflect.TypeFor[*tcpip.StatCounter]():
 			if c, ok := f.Interface().(*tcpip.StatCounter); ok && c != nil {
