@@ -1,0 +1,565 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const patience = 20 * time.Second
+
+// loopbackPair returns the two ends of a TCP connection.
+func loopbackPair(t testing.TB) (*net.TCPConn, *net.TCPConn) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	dialled, err := net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := l.AcceptTCP()
+	if err != nil {
+		dialled.Close()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		dialled.Close()
+		accepted.Close()
+	})
+	deadline := time.Now().Add(patience)
+	dialled.SetDeadline(deadline)
+	return dialled, accepted
+}
+
+type outcome struct {
+	counts Counts
+	err    error
+}
+
+// spliced returns the far ends of a relay that runs, and how it ends.
+func spliced(t *testing.T, live *Bytes) (client, guest *net.TCPConn, ended <-chan outcome) {
+	t.Helper()
+	client, a := loopbackPair(t)
+	guest, b := loopbackPair(t)
+	done := make(chan outcome, 1)
+	go func() {
+		counts, err := Splice(a, b, live)
+		done <- outcome{counts, err}
+	}()
+	return client, guest, done
+}
+
+func wait(t *testing.T, ended <-chan outcome) outcome {
+	t.Helper()
+	select {
+	case o := <-ended:
+		return o
+	case <-time.After(patience):
+		t.Fatal("Splice has not returned")
+		return outcome{}
+	}
+}
+
+// eventually polls what no event tells.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func mustWrite(t *testing.T, c *net.TCPConn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustRead(t *testing.T, c *net.TCPConn, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("read %q, %v, want %q", got, err, want)
+	}
+}
+
+func mustEnd(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("read %d, %v, want the end of the stream", n, err)
+	}
+}
+
+func mustBeReset(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("read: %v, want ECONNRESET", err)
+	}
+}
+
+func TestSpliceHalfClose(t *testing.T) {
+	for _, first := range []string{"client", "guest"} {
+		t.Run(first+" first", func(t *testing.T) {
+			client, guest, ended := spliced(t, nil)
+			x, y := client, guest
+			if first == "guest" {
+				x, y = guest, client
+			}
+			mustWrite(t, x, "question")
+			if err := x.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			mustRead(t, y, "question")
+			mustEnd(t, y)
+			mustWrite(t, y, "a longer answer")
+			mustRead(t, x, "a longer answer")
+			if err := y.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			mustEnd(t, x)
+			o := wait(t, ended)
+			want := Counts{ToGuest: 8, FromGuest: 15}
+			if first == "guest" {
+				want = Counts{ToGuest: 15, FromGuest: 8}
+			}
+			if o.err != nil || o.counts != want {
+				t.Errorf("Splice: %+v, %v, want %+v", o.counts, o.err, want)
+			}
+		})
+	}
+}
+
+func TestSpliceReset(t *testing.T) {
+	for name, prepare := range map[string]func(t *testing.T, x, y *net.TCPConn){
+		"at once": func(*testing.T, *net.TCPConn, *net.TCPConn) {},
+		"after data": func(t *testing.T, x, y *net.TCPConn) {
+			mustWrite(t, x, "data")
+			mustRead(t, y, "data")
+		},
+		// The direction from x is over: only the watch after its end can see the reset.
+		"after half close": func(t *testing.T, x, y *net.TCPConn) {
+			if err := x.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			mustEnd(t, y)
+		},
+	} {
+		for _, who := range []string{"client", "guest"} {
+			t.Run(who+" "+name, func(t *testing.T) {
+				client, guest, ended := spliced(t, nil)
+				x, y := client, guest
+				if who == "guest" {
+					x, y = guest, client
+				}
+				prepare(t, x, y)
+				if name == "after half close" {
+					// close(2) with unread data resets a socket that has sent its FIN (RFC 2525 §2.17).
+					mustWrite(t, y, "unread")
+					eventually(t, "the answer arrives", func() bool { return queued(t, x) == 6 })
+					x.Close()
+				} else {
+					Reset(x)
+				}
+				if name == "after half close" {
+					// A FIN came before the reset, so y reads an end; it is writing that fails.
+					eventually(t, "writing fails", func() bool {
+						_, err := y.Write([]byte("x"))
+						return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+					})
+				} else {
+					mustBeReset(t, y)
+				}
+				if o := wait(t, ended); !errors.Is(o.err, syscall.ECONNRESET) && !errors.Is(o.err, syscall.EPIPE) {
+					t.Errorf("Splice: %v, want a reset", o.err)
+				}
+			})
+		}
+	}
+}
+
+// queued is how many bytes lie unread in c.
+func queued(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestSpliceResetWhileStalled: the guest does not read, so the relay reads no
+// more from the client either, and yet has to notice that the client is gone.
+func TestSpliceResetWhileStalled(t *testing.T) {
+	live := new(Bytes)
+	client, guest, ended := spliced(t, live)
+	client.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+	if _, err := io.Copy(client, rand.New(rand.NewSource(1))); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("write to a guest that does not read: %v, want a timeout", err)
+	}
+	Reset(client)
+	if o := wait(t, ended); !errors.Is(o.err, syscall.ECONNRESET) {
+		t.Errorf("Splice: %v, want ECONNRESET", o.err)
+	}
+	mustBeReset(t, guest)
+}
+
+// TestSpliceEarlyAnswer: a server that answers and closes without reading all
+// resets the way in; its answer still has to arrive.
+func TestSpliceEarlyAnswer(t *testing.T) {
+	client, guest, ended := spliced(t, nil)
+	go io.Copy(client, rand.New(rand.NewSource(1))) // fails by the reset in the end
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(guest, first); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, guest, "413")
+	guest.Close()
+	mustRead(t, client, "413")
+	if o := wait(t, ended); o.err == nil {
+		t.Error("Splice: no error after a reset")
+	}
+}
+
+func TestSpliceBulkBothWays(t *testing.T) {
+	const size = 64 << 20
+	live := new(Bytes)
+	client, guest, ended := spliced(t, live)
+	type sum struct {
+		from string
+		hash [sha256.Size]byte
+		err  error
+	}
+	sums := make(chan sum, 4)
+	for name, c := range map[string]*net.TCPConn{"client": client, "guest": guest} {
+		go func() {
+			h := sha256.New()
+			_, err := io.Copy(c, io.TeeReader(io.LimitReader(rand.New(rand.NewSource(int64(len(name)))), size), h))
+			sums <- sum{name, [sha256.Size]byte(h.Sum(nil)), errors.Join(err, c.CloseWrite())}
+		}()
+		go func() {
+			h := sha256.New()
+			n, err := io.Copy(h, c)
+			if err == nil && n != size {
+				err = fmt.Errorf("%d bytes", n)
+			}
+			peer := map[string]string{"client": "guest", "guest": "client"}[name]
+			sums <- sum{peer, [sha256.Size]byte(h.Sum(nil)), err}
+		}()
+	}
+	got := map[string][sha256.Size]byte{}
+	moved := false
+	for range 4 {
+		s := <-sums
+		if s.err != nil {
+			t.Fatalf("%s: %v", s.from, s.err)
+		}
+		if other, ok := got[s.from]; ok && other != s.hash {
+			t.Errorf("what %s sent is not what arrived", s.from)
+		}
+		got[s.from] = s.hash
+		moved = moved || live.FromGuest.Load() > 0
+	}
+	o := wait(t, ended)
+	if o.err != nil || o.counts.FromGuest != size || o.counts.ToGuest != size {
+		t.Errorf("Splice: %+v, %v", o.counts, o.err)
+	}
+	if live.FromGuest.Load() != size || live.ToGuest.Load() != size {
+		t.Errorf("live: %d and %d", live.FromGuest.Load(), live.ToGuest.Load())
+	}
+	if o.counts.Spliced < size { // half of both ways together
+		t.Errorf("only %d of %d bytes were spliced", o.counts.Spliced, 2*size)
+	}
+}
+
+// TestSpliceCountsLive: the counters of a transfer that is not over have to move.
+func TestSpliceCountsLive(t *testing.T) {
+	live := new(Bytes)
+	client, guest, ended := spliced(t, live)
+	for _, size := range []int{1, 100, 1 << 20} {
+		before := live.ToGuest.Load()
+		go client.Write(make([]byte, size))
+		if _, err := io.ReadFull(guest, make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, fmt.Sprintf("%d bytes are counted", size), func() bool { return live.ToGuest.Load() == before+uint64(size) })
+	}
+	select {
+	case o := <-ended:
+		t.Fatalf("Splice returned: %+v", o)
+	default:
+	}
+}
+
+// TestSpliceWithoutPipes: where no pipe is to be had the same bytes are copied.
+func TestSpliceWithoutPipes(t *testing.T) {
+	noPipes(t)
+	var held []*splicePipe
+	for p := takePipe(); p != nil; p = takePipe() {
+		held = append(held, p)
+	}
+	defer func() {
+		for _, p := range held {
+			pipes.Put(p)
+		}
+	}()
+	if len(held) == 0 || len(held) > maxPipes {
+		t.Fatalf("%d pipes, want 1..%d", len(held), maxPipes)
+	}
+	client, guest, ended := spliced(t, nil)
+	data := make([]byte, 4<<20)
+	rand.New(rand.NewSource(1)).Read(data)
+	go func() {
+		client.Write(data)
+		client.Close()
+	}()
+	got, err := io.ReadAll(guest)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("%d bytes, %v, want %d", len(got), err, len(data))
+	}
+	guest.Close()
+	if o := wait(t, ended); o.err != nil || o.counts.Spliced != 0 || o.counts.ToGuest != uint64(len(data)) {
+		t.Errorf("Splice: %+v, %v", o.counts, o.err)
+	}
+}
+
+// TestSpliceUrgent: splice(2) stops before an urgent byte, the relay must not.
+func TestSpliceUrgent(t *testing.T) {
+	client, guest, _ := spliced(t, nil)
+	rc, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	received := make([]byte, 1<<20+1)
+	read := func(n int) {
+		if _, err := io.ReadFull(guest, received[:n]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		// A burst, so that the relay is splicing when the urgent byte comes.
+		go client.Write(make([]byte, 1<<20))
+		read(1 << 20)
+		rc.Write(func(fd uintptr) bool {
+			err = unix.Send(int(fd), []byte("!"), unix.MSG_OOB)
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		read(1)
+		if received[0] != '!' {
+			t.Fatalf("read %q in place of the urgent byte", received[0])
+		}
+	}
+}
+
+// BenchmarkSplice moves bytes from a client through the relay; loopback is the bound.
+func BenchmarkSplice(b *testing.B) {
+	client, x := loopbackPair(b)
+	guest, y := loopbackPair(b)
+	client.SetDeadline(time.Time{})
+	guest.SetDeadline(time.Time{})
+	go Splice(x, y, nil)
+	piece := make([]byte, 128<<10)
+	b.SetBytes(int64(len(piece)))
+	b.ReportAllocs()
+	go func() {
+		for range b.N {
+			if _, err := client.Write(piece); err != nil {
+				return
+			}
+		}
+	}()
+	sink := make([]byte, len(piece))
+	for range b.N {
+		if _, err := io.ReadFull(guest, sink); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func TestSpliceClosedFromOutside(t *testing.T) {
+	client, a := loopbackPair(t)
+	guest, b := loopbackPair(t)
+	done := make(chan outcome, 1)
+	go func() {
+		counts, err := Splice(a, b, nil)
+		done <- outcome{counts, err}
+	}()
+	mustWrite(t, client, "x")
+	mustRead(t, guest, "x")
+	Reset(a)
+	if o := wait(t, done); !errors.Is(o.err, net.ErrClosed) {
+		t.Errorf("Splice: %v, want net.ErrClosed", o.err)
+	}
+	mustBeReset(t, guest)
+	mustBeReset(t, client)
+}
+
+// TestSpliceIdleHoldsNothing: idle connections must keep neither pipes nor buffers.
+func TestSpliceIdleHoldsNothing(t *testing.T) {
+	for range 8 {
+		client, guest, _ := spliced(t, nil)
+		go client.Write(make([]byte, 1<<20))
+		if _, err := io.ReadFull(guest, make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noPipes(t)
+}
+
+// noPipes waits for the garbage collector to close all pipes, which it does unless
+// a relay holds one.
+func noPipes(t *testing.T) {
+	t.Helper()
+	eventually(t, "all pipes are closed", func() bool {
+		runtime.GC() // the pool gives up what nobody holds in two collections
+		return pipesMade.Load() == 0
+	})
+}
+
+func TestConnect(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	open := l.Addr().(*net.TCPAddr).AddrPort()
+	shut, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusing := shut.Addr().(*net.TCPAddr).AddrPort()
+	shut.Close()
+	full := fullListener(t)
+
+	for _, tc := range []struct {
+		name     string
+		from, to netip.AddrPort
+		timeout  time.Duration
+		want     error
+	}{
+		{"accepted", netip.MustParseAddrPort("127.0.0.2:0"), open, patience, nil},
+		{"refused", netip.MustParseAddrPort("127.0.0.2:0"), refusing, patience, syscall.ECONNREFUSED},
+		{"no such address", netip.MustParseAddrPort("192.0.2.1:0"), open, patience, syscall.EADDRNOTAVAIL},
+		{"silence", netip.MustParseAddrPort("127.0.0.2:0"), full, 200 * time.Millisecond, context.DeadlineExceeded},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), tc.timeout)
+			defer cancel()
+			sock := freshSocket(t, unix.AF_INET, unix.SOCK_STREAM)
+			c, err := Connect(ctx, sock, tc.from, tc.to)
+			if !errors.Is(err, tc.want) {
+				t.Fatalf("Connect: %v, want %v", err, tc.want)
+			}
+			if _, err := sock.Stat(); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("the socket's file is still open: %v", err)
+			}
+			if tc.want != nil {
+				return
+			}
+			defer c.Close()
+			peer, err := l.AcceptTCP()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer peer.Close()
+			if got := peer.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != tc.from.Addr() {
+				t.Errorf("connected from %v, want %v", got, tc.from.Addr())
+			}
+			mustWrite(t, c, "hello")
+			mustRead(t, peer, "hello")
+		})
+	}
+}
+
+// fullListener returns the address of a listener that answers no more SYNs.
+func fullListener(t *testing.T) netip.AddrPort {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+		unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(sa.(*unix.SockaddrInet4).Port))
+	d := net.Dialer{Timeout: 200 * time.Millisecond}
+	for range 4 {
+		c, err := d.Dial("tcp4", addr.String())
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Skip("a backlog of 0 takes more than four connections here")
+	return addr
+}
+
+func freshSocket(t *testing.T, family, kind int) *os.File {
+	t.Helper()
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "socket")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestCheckSocket(t *testing.T) {
+	pipe, other, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	defer other.Close()
+	for _, tc := range []struct {
+		name   string
+		sock   *os.File
+		family int
+		want   error
+	}{
+		{"IPv4", freshSocket(t, unix.AF_INET, unix.SOCK_STREAM), unix.AF_INET, nil},
+		{"IPv6", freshSocket(t, unix.AF_INET6, unix.SOCK_STREAM), unix.AF_INET6, nil},
+		{"other family", freshSocket(t, unix.AF_INET, unix.SOCK_STREAM), unix.AF_INET6, syscall.EPROTOTYPE},
+		{"UDP", freshSocket(t, unix.AF_INET, unix.SOCK_DGRAM), unix.AF_INET, syscall.EPROTOTYPE},
+		{"unix", freshSocket(t, unix.AF_UNIX, unix.SOCK_STREAM), unix.AF_INET, syscall.EPROTOTYPE},
+		{"pipe", pipe, unix.AF_INET, syscall.ENOTSOCK},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := CheckSocket(tc.sock, tc.family); !errors.Is(err, tc.want) {
+				t.Errorf("CheckSocket: %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
