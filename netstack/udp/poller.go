@@ -1,0 +1,257 @@
+package udp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"slipway/netstack/internal/wire"
+)
+
+const (
+	// messageMax is the most that one recvmsg returns, a whole UDP_GRO run included.
+	messageMax = 65536
+	// runMax bounds the payload of a run, so that it fits an IP packet of either family.
+	runMax = 65535 - wire.IPv6Len - wire.UDPLen
+	// budget is how many messages are read of one socket before the others have their turn.
+	budget = 64
+	// wakeID is the event descriptor's among the ids of sockets.
+	wakeID = 0
+)
+
+// poller waits for all host sockets. Its goroutine is the only reader of them.
+type poller struct {
+	epoll, wake int
+
+	mu      sync.Mutex // guards the following fields
+	sockets map[int32]*socket
+	last    int32
+	dead    bool
+
+	// The following fields are the goroutine's own.
+	events  [128]unix.EpollEvent
+	ready   [128]*socket
+	buf     []byte
+	message message
+	problem sendError
+	scratch wire.Scratch
+}
+
+func newPoller() (*poller, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create1: %w", err)
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(epoll)
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeID}); err != nil {
+		unix.Close(epoll)
+		unix.Close(wake)
+		return nil, fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return &poller{epoll: epoll, wake: wake, sockets: make(map[int32]*socket), buf: make([]byte, 2*messageMax)}, nil
+}
+
+// add takes a descriptor over; it is closed on failure, too.
+func (p *poller) add(fd int, o owner) (*socket, error) {
+	s := &socket{fd: fd, owner: o}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dead {
+		unix.Close(fd)
+		return nil, errClosed
+	}
+	for {
+		p.last = max(p.last+1, wakeID+1) // also when it wraps
+		if p.sockets[p.last] == nil {
+			break
+		}
+	}
+	s.id = p.last
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: s.id}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("epoll_ctl: %w", err)
+	}
+	p.sockets[s.id] = s
+	return s, nil
+}
+
+// remove closes a socket. Nobody uses its descriptor once remove returns.
+func (p *poller) remove(s *socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removeLocked(s)
+}
+
+func (p *poller) removeLocked(s *socket) {
+	delete(p.sockets, s.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return
+	}
+	if !p.dead {
+		_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
+	}
+	unix.Close(s.fd)
+	s.fd = -1
+}
+
+// signal makes the goroutine look at the NAT's state again.
+func (p *poller) signal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.dead {
+		var one [8]byte
+		binary.NativeEndian.PutUint64(one[:], 1)
+		_, _ = unix.Write(p.wake, one[:]) // EAGAIN: it is signalled already
+	}
+}
+
+// close closes everything. The goroutine has ended.
+func (p *poller) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dead {
+		return
+	}
+	for _, s := range p.sockets {
+		p.removeLocked(s)
+	}
+	p.dead = true
+	unix.Close(p.epoll)
+	unix.Close(p.wake)
+}
+
+// run reads sockets and sweeps until the NAT is closed.
+func (n *NAT) run() {
+	p := n.poller
+	defer close(n.done)
+	swept := n.clock()
+	for !n.closed.Load() {
+		// Without sessions there is nothing to sweep and no reason to wake up.
+		timeout := -1
+		if n.count.nat.open.Load()+n.count.pub.open.Load() > 0 {
+			timeout = int(n.tick / time.Millisecond)
+		}
+		got, err := unix.EpollWait(p.epoll, p.events[:], timeout)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			// Only a bad descriptor or a bad argument can be the cause, neither of which goes away.
+			panic(fmt.Sprintf("epoll_wait: %v", err))
+		}
+		now := n.clock()
+		n.now.Store(int64(now))
+		p.mu.Lock()
+		for i := range max(got, 0) {
+			p.ready[i] = p.sockets[p.events[i].Fd]
+		}
+		p.mu.Unlock()
+		for i := range max(got, 0) {
+			switch s := p.ready[i]; {
+			case p.events[i].Fd == wakeID:
+				var b [8]byte
+				_, _ = unix.Read(p.wake, b[:])
+			case s != nil:
+				if p.events[i].Events&unix.EPOLLERR != 0 {
+					p.drainErrors(s)
+				}
+				n.drain(s)
+			}
+			p.ready[i] = nil
+		}
+		if now-swept >= n.tick {
+			swept = now
+			n.sweep(now)
+		}
+	}
+}
+
+// drainErrors reads the error queue of a socket.
+func (p *poller) drainErrors(s *socket) {
+	m := &p.message
+	for range budget {
+		if err := s.receive(m, p.buf[:messageMax], unix.MSG_ERRQUEUE); err != nil {
+			return
+		}
+		if m.readError(&p.problem) {
+			s.owner.failed(&p.problem)
+		}
+	}
+}
+
+// pendingRun is what is collected to leave in one frame: datagrams of one size between the
+// same two addresses, of which only the last may be shorter.
+type pendingRun struct {
+	from, to netip.AddrPort
+	start    int
+	end      int
+	segment  int
+	count    int
+	short    bool // ends with a shorter datagram
+}
+
+// drain reads what a socket has and writes it to the guest, as few frames as it can be.
+func (n *NAT) drain(s *socket) {
+	p, m := n.poller, &n.poller.message
+	var run pendingRun
+	off := 0
+	for range budget {
+		if off+messageMax > len(p.buf) {
+			n.deliver(s, &run)
+			off = 0
+		}
+		err := s.receive(m, p.buf[off:off+messageMax], 0)
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, errClosed) {
+			break
+		}
+		if err != nil {
+			continue // an ICMP error that is pending: its turn comes by the error queue
+		}
+		m.readControl()
+		from, to, ok := s.owner.accept(m)
+		if !ok {
+			continue
+		}
+		segment, count := m.n, 1
+		if m.segment > 0 {
+			segment, count = m.segment, (m.n+m.segment-1)/m.segment
+		}
+		joins := run.count > 0 && n.merges(from) && from == run.from && to == run.to && !run.short &&
+			m.n > 0 && segment <= run.segment && (segment == run.segment || count == 1) &&
+			run.count+count <= maxSegments && run.end-run.start+m.n <= runMax
+		if !joins {
+			n.deliver(s, &run)
+			run = pendingRun{from: from, to: to, start: off, segment: segment}
+		}
+		off += m.n
+		run.end = off
+		run.count += count
+		run.short = m.n == 0 || segment < run.segment || m.n%segment != 0
+	}
+	n.deliver(s, &run)
+}
+
+// deliver writes a run and empties it.
+func (n *NAT) deliver(s *socket, r *pendingRun) {
+	if r.count == 0 {
+		return
+	}
+	segment := 0
+	if r.count > 1 {
+		segment = r.segment
+	}
+	t := &n.count.nat
+	if l, ok := s.owner.(*listener); ok {
+		t = &l.pub.count
+	}
+	n.emit(&n.poller.scratch, t, r.from, r.to, n.poller.buf[r.start:r.end], segment)
+	*r = pendingRun{}
+}
