@@ -1,0 +1,363 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	ft "slipway/netstack/internal/frametest"
+	"slipway/netstack/tap"
+)
+
+// guest is the other end of a stack's device: a socket pair in place of the TAP,
+// which keeps frames apart as a TAP does.
+type guest struct {
+	t     testing.TB
+	file  *os.File
+	stack *Stack
+}
+
+const allOffloads = tap.CSum | tap.TSO4 | tap.TSO6 | tap.USO4 | tap.USO6
+
+// newGuest starts a stack whose host is p's.
+func newGuest(t testing.TB, p Policy) *guest {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := tap.Adopt(os.NewFile(uintptr(fds[0]), "ours"), "tap0", allOffloads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &guest{t: t, file: os.NewFile(uintptr(fds[1]), "guest")}
+	g.stack, err = New(Config{
+		Network: DefaultNetwork(), MTU: 1500, Device: dev, GuestMAC: net.HardwareAddr(ft.GuestMAC),
+		Policy: p, Limits: DefaultLimits(),
+		Resolvers: func(context.Context) ([]netip.AddrPort, error) { return nil, errors.New("no resolvers") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.stack.Close(); err != nil {
+			t.Errorf("close stack: %v", err)
+		}
+		g.file.Close()
+	})
+	return g
+}
+
+// closed is a policy under which nothing can be reached.
+func closed() Policy { return Policy{Local: everythingLocal{}} }
+
+type everythingLocal struct{}
+
+func (everythingLocal) IsLocal(netip.Addr) bool       { return true }
+func (everythingLocal) Primary(netip.Addr) netip.Addr { return netip.Addr{} }
+
+// send hands over a frame as the kernel would: behind a virtio-net header.
+func (g *guest) send(h tap.Header, frame []byte) {
+	g.t.Helper()
+	b := make([]byte, tap.HeaderLen, tap.HeaderLen+len(frame))
+	h.Put(b)
+	g.write(append(b, frame...))
+}
+
+func (g *guest) write(b []byte) {
+	g.t.Helper()
+	if err := g.file.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		g.t.Fatal(err)
+	}
+	if _, err := g.file.Write(b); err != nil {
+		g.t.Fatalf("send frame: %v", err)
+	}
+}
+
+// until reads frames until want likes one.
+func (g *guest) until(what string, want func(frame []byte) bool) []byte {
+	g.t.Helper()
+	if err := g.file.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		g.t.Fatal(err)
+	}
+	b := make([]byte, 1<<17)
+	for {
+		n, err := g.file.Read(b)
+		if err != nil {
+			g.t.Fatalf("wait for %s: %v", what, err)
+		}
+		if n >= tap.HeaderLen && want(b[tap.HeaderLen:n]) {
+			return b[tap.HeaderLen:n]
+		}
+	}
+}
+
+// settle returns when every frame sent so far has been looked at: the stack
+// answers ARP in order.
+func (g *guest) settle() {
+	g.t.Helper()
+	g.send(tap.Header{}, ft.ARP(header.ARPRequest, ft.Gate4))
+	g.until("an ARP reply", isARPReply)
+}
+
+func isARPReply(f []byte) bool {
+	if len(f) < header.EthernetMinimumSize+header.ARPSize || header.Ethernet(f).Type() != header.ARPProtocolNumber {
+		return false
+	}
+	arp := header.ARP(f[header.EthernetMinimumSize:])
+	return arp.IsValid() && arp.Op() == header.ARPReply
+}
+
+func TestARPIsAnsweredForOurAddressesOnly(t *testing.T) {
+	g := newGuest(t, closed())
+	for _, a := range []netip.Addr{ft.Guest4, ft.World4, netip.MustParseAddr("10.0.2.50")} {
+		g.send(tap.Header{}, ft.ARP(header.ARPRequest, a))
+	}
+	g.send(tap.Header{}, ft.ARP(header.ARPRequest, ft.DNS4))
+	f := g.until("an ARP reply", isARPReply)
+	arp := header.ARP(f[header.EthernetMinimumSize:])
+	if got := netip.AddrFrom4([4]byte(arp.ProtocolAddressSender())); got != ft.DNS4 {
+		t.Errorf("the first answer is about %s, want %s", got, ft.DNS4)
+	}
+	if got, want := net.HardwareAddr(arp.HardwareAddressSender()).String(), DefaultNetwork().MAC().String(); got != want {
+		t.Errorf("%s is at %s, want %s", ft.DNS4, got, want)
+	}
+	if got := g.stack.Stats().Link.Dropped["not_answered"]; got != 3 {
+		t.Errorf("counted %d requests that are not answered, want 3", got)
+	}
+}
+
+func TestGatewayAnswersEcho(t *testing.T) {
+	g := newGuest(t, closed())
+	for _, tt := range []struct{ src, dst netip.Addr }{{ft.Guest4, ft.Gate4}, {ft.Guest4, ft.DNS4}, {ft.Guest6, ft.Gate6}} {
+		g.send(tap.Header{}, ft.Echo(tt.src, tt.dst))
+		g.until("an echo reply from "+tt.dst.String(), func(f []byte) bool {
+			p := f[header.EthernetMinimumSize:]
+			switch header.Ethernet(f).Type() {
+			case header.IPv4ProtocolNumber:
+				ip := header.IPv4(p)
+				return ip.Protocol() == uint8(header.ICMPv4ProtocolNumber) && header.ICMPv4(ip.Payload()).Type() == header.ICMPv4EchoReply &&
+					addrPort(ip.SourceAddress(), 0).Addr() == tt.dst
+			case header.IPv6ProtocolNumber:
+				ip := header.IPv6(p)
+				return ip.TransportProtocol() == header.ICMPv6ProtocolNumber && header.ICMPv6(ip.Payload()).Type() == header.ICMPv6EchoReply &&
+					addrPort(ip.SourceAddress(), 0).Addr() == tt.dst
+			}
+			return false
+		})
+	}
+}
+
+// TestNobodyAnswersForTheWorld: gVisor would, in promiscuous mode.
+func TestNobodyAnswersForTheWorld(t *testing.T) {
+	g := newGuest(t, closed())
+	g.send(tap.Header{}, ft.Echo(ft.Guest4, ft.World4))
+	g.send(tap.Header{}, ft.Echo(ft.Guest6, ft.World6))
+	g.send(tap.Header{}, ft.Solicit(ft.Guest6, ft.World6))
+	g.send(tap.Header{}, ft.ARP(header.ARPRequest, ft.Gate4))
+	g.until("an ARP reply", func(f []byte) bool {
+		if p := f[header.EthernetMinimumSize:]; header.Ethernet(f).Type() == header.IPv4ProtocolNumber {
+			ip := header.IPv4(p)
+			if ip.Protocol() == uint8(header.ICMPv4ProtocolNumber) && header.ICMPv4(ip.Payload()).Type() == header.ICMPv4EchoReply {
+				t.Errorf("an echo reply from %s", ip.SourceAddress())
+			}
+		}
+		if p := f[header.EthernetMinimumSize:]; header.Ethernet(f).Type() == header.IPv6ProtocolNumber {
+			ip := header.IPv6(p)
+			switch header.ICMPv6(ip.Payload()).Type() {
+			case header.ICMPv6EchoReply, header.ICMPv6NeighborAdvert:
+				t.Errorf("an ICMPv6 answer from %s", ip.SourceAddress())
+			}
+		}
+		return isARPReply(f)
+	})
+}
+
+// TestClosedDestinationIsUnreachable: connect(2) in the guest must fail at once.
+func TestClosedDestinationIsUnreachable(t *testing.T) {
+	g := newGuest(t, closed())
+	g.send(tap.Header{}, ft.TCP(ft.Guest4, ft.World4, header.TCPFlagSyn, ""))
+	g.until("ICMP destination unreachable", func(f []byte) bool {
+		ip := header.IPv4(f[header.EthernetMinimumSize:])
+		return header.Ethernet(f).Type() == header.IPv4ProtocolNumber && ip.Protocol() == uint8(header.ICMPv4ProtocolNumber) &&
+			header.ICMPv4(ip.Payload()).Type() == header.ICMPv4DstUnreachable
+	})
+	g.send(tap.Header{}, ft.TCP(ft.Guest6, ft.World6, header.TCPFlagSyn, ""))
+	g.until("ICMPv6 destination unreachable", func(f []byte) bool {
+		ip := header.IPv6(f[header.EthernetMinimumSize:])
+		return header.Ethernet(f).Type() == header.IPv6ProtocolNumber && ip.TransportProtocol() == header.ICMPv6ProtocolNumber &&
+			header.ICMPv6(ip.Payload()).Type() == header.ICMPv6DstUnreachable
+	})
+	if got := g.stack.Stats().DialErrors["policy"]; got != 2 {
+		t.Errorf("counted %d dials refused by policy, want 2", got)
+	}
+}
+
+// TestFragmentedUDP: a datagram in two fragments reaches its host socket whole.
+func TestFragmentedUDP(t *testing.T) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	g := newGuest(t, Policy{Local: everythingLocal{}, HostAccess: HostAccess{Loopback: Grant{Open: true}}})
+	payload := make([]byte, 2000)
+	for i := range payload {
+		payload[i] = byte(i * 7)
+	}
+	port := netip.MustParseAddrPort(conn.LocalAddr().String()).Port()
+	datagram := ft.UDP(ft.Guest4, ft.Gate4, port, string(payload))
+	const cut = 1024
+	for i, part := range [][]byte{datagram[:cut], datagram[cut:]} {
+		f := ft.Frame(header.UDPProtocolNumber, ft.Guest4, ft.Gate4, part)
+		ip := header.IPv4(f[header.EthernetMinimumSize:])
+		ip.SetID(77)
+		var flags uint8 = header.IPv4FlagMoreFragments
+		if i == 1 {
+			flags = 0
+		}
+		ip.SetFlagsFragmentOffset(flags, uint16(i*cut))
+		ip.SetChecksum(0)
+		ip.SetChecksum(^ip.CalculateChecksum())
+		g.send(tap.Header{}, f)
+	}
+	got := make([]byte, 4096)
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, from, err := conn.ReadFromUDPAddrPort(got)
+	if err != nil || string(got[:n]) != string(payload) {
+		t.Fatalf("the host got %d bytes, %v; want the %d sent", n, err, len(payload))
+	}
+	// And the answer comes back, in fragments of the link's MTU.
+	if _, err := conn.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
+		t.Fatal(err)
+	}
+	g.until("the answer", func(f []byte) bool {
+		ip := header.IPv4(f[header.EthernetMinimumSize:])
+		return header.Ethernet(f).Type() == header.IPv4ProtocolNumber && ip.Protocol() == uint8(header.UDPProtocolNumber) &&
+			string(header.UDP(ip.Payload()).Payload()) == "answer"
+	})
+}
+
+// TestCloseLeavesNothing: no goroutine and no descriptor outlives a stack.
+func TestCloseLeavesNothing(t *testing.T) {
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	cycle := func() {
+		sub := newGuest(&subTest{TB: t}, closed())
+		sub.send(tap.Header{}, ft.TCP(ft.Guest4, ft.World4, header.TCPFlagSyn, ""))
+		sub.settle()
+		sub.t.(*subTest).cleanup()
+	}
+	cycle() // what is made once stays
+	goroutines, files := runtime.NumGoroutine(), open()
+	for range 5 {
+		cycle()
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for runtime.NumGoroutine() > goroutines && time.Now().Before(deadline) {
+		runtime.Gosched()
+	}
+	if n := runtime.NumGoroutine(); n > goroutines {
+		buf := make([]byte, 1<<16)
+		t.Errorf("%d goroutines, %d before:\n%s", n, goroutines, buf[:runtime.Stack(buf, true)])
+	}
+	if n := open(); n > files {
+		t.Errorf("%d descriptors, %d before", n, files)
+	}
+}
+
+// subTest runs cleanups when it is told to.
+type subTest struct {
+	testing.TB
+	cleanups []func()
+}
+
+func (s *subTest) Cleanup(f func()) { s.cleanups = append(s.cleanups, f) }
+
+func (s *subTest) cleanup() {
+	for i := len(s.cleanups) - 1; i >= 0; i-- {
+		s.cleanups[i]()
+	}
+}
+
+// FuzzFrames feeds two frames, virtio-net header and all, to a whole stack: the
+// parsers of the header, the guard and the fast paths, and gVisor behind them. It
+// fails when the stack panics or answers no more.
+func FuzzFrames(f *testing.F) {
+	with := func(h tap.Header, frame []byte) []byte {
+		b := make([]byte, tap.HeaderLen)
+		h.Put(b)
+		return append(b, frame...)
+	}
+	plain := func(frame []byte) []byte { return with(tap.Header{}, frame) }
+	syn4, syn6 := ft.TCP(ft.Guest4, ft.World4, header.TCPFlagSyn, ""), ft.TCP(ft.Guest6, ft.World6, header.TCPFlagSyn, "")
+	udp4 := ft.Frame(header.UDPProtocolNumber, ft.Guest4, ft.World4, ft.UDP(ft.Guest4, ft.World4, 9, "payload"))
+	udp6 := ft.Frame(header.UDPProtocolNumber, ft.Guest6, ft.World6, ft.UDP(ft.Guest6, ft.World6, 9, "payload"))
+	query := ft.Frame(header.UDPProtocolNumber, ft.Guest4, ft.DNS4, ft.UDP(ft.Guest4, ft.DNS4, 53, "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01"))
+	tso := tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOTCPv4, GSOSize: 1400, HdrLen: 54, CsumStart: 34, CsumOffset: 16}
+	uso := tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOUDPL4, GSOSize: 3, HdrLen: 42, CsumStart: 34, CsumOffset: 6}
+	hopByHop := ft.Frame(0, ft.Guest6, ft.World6, append([]byte{byte(header.UDPProtocolNumber), 0, 5, 2, 0, 0, 1, 0}, ft.UDP(ft.Guest6, ft.World6, 9, "x")...))
+	for _, seed := range [][2][]byte{
+		{plain(syn4), plain(ft.TCP(ft.Guest4, ft.World4, header.TCPFlagAck, "data"))},
+		{plain(syn6), plain(ft.TCP(ft.Guest6, ft.World6, header.TCPFlagRst, ""))},
+		{plain(udp4), plain(udp6)},
+		{plain(query), plain(ft.TCP(ft.Guest4, ft.DNS4, header.TCPFlagSyn, ""))},
+		{with(tso, ft.TCP(ft.Guest4, ft.World4, header.TCPFlagAck, string(make([]byte, 3000)))), with(uso, udp4)},
+		{plain(ft.Echo(ft.Guest4, ft.World4)), plain(ft.Echo(ft.Guest6, ft.World6))},
+		{plain(ft.Echo(ft.Guest4, ft.Gate4)), plain(ft.Echo(ft.Guest6, ft.Gate6))},
+		{plain(ft.ARP(header.ARPRequest, ft.Gate4)), plain(ft.ARP(header.ARPReply, ft.Gate4))},
+		{plain(ft.Solicit(ft.Guest6, ft.Gate6)), plain(ft.Solicit(ft.Guest6, ft.Guest6))},
+		{plain(fragmentOf(udp4, header.IPv4FlagMoreFragments, 0)), plain(fragmentOf(udp4, 0, 8))},
+		{plain(hopByHop), plain(ft.Ethernet(0x88cc, make([]byte, 46)))},
+		{with(tap.Header{GSOType: 9}, udp4), with(tap.Header{Flags: tap.FlagNeedsCsum, CsumStart: 60000}, udp4)},
+		{{1, 2, 3}, plain(nil)},
+		{plain(ft.TCP(ft.World4, ft.Gate4, header.TCPFlagSyn, "")), plain(syn4[:40])},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	g := newGuest(f, closed())
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		g.t = t
+		for _, frame := range [][]byte{a, b} {
+			// A TAP hands over neither nothing nor more than one frame's worth.
+			if len(frame) > 0 && len(frame) <= tap.HeaderLen+1<<16 {
+				g.write(frame)
+			}
+		}
+		g.settle()
+	})
+}
+
+// fragmentOf marks the IPv4 packet of a frame as a fragment.
+func fragmentOf(frame []byte, flags uint8, offset uint16) []byte {
+	b := append([]byte(nil), frame...)
+	ip := header.IPv4(b[header.EthernetMinimumSize:])
+	ip.SetFlagsFragmentOffset(flags, offset)
+	ip.SetChecksum(0)
+	ip.SetChecksum(^ip.CalculateChecksum())
+	return b
+}
+
+func TestSnake(t *testing.T) {
+	for in, want := range map[string]string{
+		"TCP": "tcp", "CurrentEstablished": "current_established", "RTO": "rto", "SpuriousRTORecovery": "spurious_rto_recovery",
+		"ICMP": "icmp", "V4": "v4", "IPTablesForwardDropped": "ip_tables_forward_dropped", "TxPacketsDroppedNoBufferSpace": "tx_packets_dropped_no_buffer_space",
+	} {
+		if got := snake(in); got != want {
+			t.Errorf("snake(%s) = %s, want %s", in, got, want)
+		}
+	}
+}
