@@ -12,7 +12,7 @@ import (
 const (
 	maxDuration    = 10 * time.Minute
 	maxRepetitions = 1000
-	minMTU         = 576   // IPv4's own minimum, RFC 791
+	minMTU         = 1280  // IPv6 needs it, RFC 8200 section 5; slipway attach takes no less
 	maxMTU         = 65520 // what every program under test takes; TAP devices end at 65521
 )
 

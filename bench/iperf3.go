@@ -23,9 +23,6 @@ var errIperf3 = errors.New("iperf3")
 
 // iperf3Document is what is read of the output of iperf3 --json.
 type iperf3Document struct {
-	Start struct {
-		Version string `json:"version"`
-	} `json:"start"`
 	Intervals []struct {
 		Sum struct {
 			Bytes uint64 `json:"bytes"`

@@ -88,7 +88,7 @@ func (c Cell) writeRow(b *strings.Builder) {
 		cpu = fmt.Sprintf("%.2f", s.CPUPerGB)
 	}
 	fmt.Fprintf(b, "  %-*s", nameWidth-2, c.Driver)
-	for _, number := range []string{gigabits(s.Median), gigabits(s.Min) + " - " + gigabits(s.Max), ratio(s.Gap, 2), ratio(s.Slirp4netns, 1), cpu} {
+	for _, number := range []string{gigabits(s.Median), gigabits(s.Min) + " - " + gigabits(s.Max), ratio(s.Gap), ratio(s.Slirp4netns), cpu} {
 		b.WriteString(padLeft(number, numberWidth))
 	}
 	b.WriteByte('\n')
@@ -127,12 +127,17 @@ func gigabits(bitsPerSecond float64) string {
 	return fmt.Sprintf("%.1f", bitsPerSecond/1e9)
 }
 
-// ratio with its times sign; "-" where there is nothing to divide by.
-func ratio(value float64, digits int) string {
-	if value == 0 {
+// ratio with two significant digits or more, "-" where there is nothing to divide by.
+func ratio(value float64) string {
+	switch {
+	case value == 0:
 		return "-"
+	case value < 0.1:
+		return fmt.Sprintf("%.3fx", value)
+	case value < 10:
+		return fmt.Sprintf("%.2fx", value)
 	}
-	return fmt.Sprintf("%.*fx", digits, value)
+	return fmt.Sprintf("%.1fx", value)
 }
 
 func padLeft(text string, width int) string {

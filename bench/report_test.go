@@ -1,0 +1,207 @@
+package bench
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// sampleReport is a run in which everything has happened that can.
+func sampleReport() *Report {
+	samples := func(gigabits ...float64) []Sample {
+		s := []Sample{{Round: 0, BitsPerSecond: 1e9, Seconds: 1, Bytes: 125e6}}
+		for i, g := range gigabits {
+			s = append(s, Sample{
+				Round: i + 1, BitsPerSecond: g * 1e9, Seconds: 4, Bytes: uint64(g * 1e9 / 8 * 5), CPUSeconds: 0.2 * g,
+				Retransmits: uint64(i), SenderCongestion: "reno", ReceiverCongestion: "reno",
+			})
+		}
+		return s
+	}
+	r := &Report{
+		Schema: SchemaVersion,
+		Environment: Environment{
+			Time: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC), Kernel: "6.1.0-40-amd64", Arch: "amd64", CPUs: 2,
+			CPUModel: "Example 9000", Load1: 0.25, Congestion: "reno", User: "ordinary user, one id mapped",
+			Versions: map[string]string{"slipway": "1.2.3", "iperf3": "iperf 3.12", "slirp4netns": "slirp4netns version 1.2.0"},
+		},
+		Method: Method{Seconds: 4, OmitSeconds: 1, WarmupSeconds: 1, Repetitions: 3, MTU: 1500, Streams: 1},
+		Cells: []Cell{
+			{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Samples: samples(60, 61.5, 59),
+				Commands: []string{"iperf3 --server", "iperf3 --client 127.0.0.1"}},
+			{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionUp, Samples: samples(20, 30, 33),
+				Commands:  []string{"slipway attach --pid 7"},
+				Processes: []string{"slipway attach --pid 7", "slipway engine"}},
+			{Driver: DriverSlirp4netns, Workload: WorkloadStream, Direction: DirectionUp, Samples: samples(1.5, 1.5, 1.5)},
+			{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionDown, Samples: samples(24, 25, 23)},
+			{Driver: DriverSlirp4netns, Workload: WorkloadStream, Direction: DirectionDown, Error: "slirp4netns ended: exit status 1: open(\"/dev/net/tun\"): Permission denied"},
+			{Driver: DriverSlipway, Workload: WorkloadPublished, Direction: DirectionDown, Samples: samples(57, 57)},
+			{Driver: DriverSlipway, Workload: WorkloadPublished, Direction: DirectionUp},
+		},
+		Skipped: []Skip{{Driver: DriverPasta, Reason: "not installed"}},
+		Error:   "the run was ended: interrupt",
+	}
+	published := &r.Cells[5]
+	published.Samples = append(published.Samples, Sample{Round: 3, Error: "iperf3: unable to connect to server"})
+	r.summarize()
+	return r
+}
+
+// golden compares text with a file.
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got), go test -update writes it anew:\n%s", path, diff)
+	}
+}
+
+func TestWriteTable(t *testing.T) {
+	var b bytes.Buffer
+	if err := sampleReport().WriteTable(&b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/table.txt", b.Bytes())
+}
+
+func TestWriteJSON(t *testing.T) {
+	var b bytes.Buffer
+	if err := sampleReport().WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/report.json", b.Bytes())
+}
+
+// brokenPipe is a writer that cannot.
+type brokenPipe struct{}
+
+var errBroken = errors.New("broken pipe")
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, errBroken }
+
+func TestWriteErrors(t *testing.T) {
+	if err := sampleReport().WriteJSON(brokenPipe{}); !errors.Is(err, errBroken) {
+		t.Errorf("WriteJSON: %v, want %v", err, errBroken)
+	}
+	if err := sampleReport().WriteTable(brokenPipe{}); !errors.Is(err, errBroken) {
+		t.Errorf("WriteTable: %v, want %v", err, errBroken)
+	}
+}
+
+// TestFailed: a peer that fails is the peer's business, a row of ours is not.
+func TestFailed(t *testing.T) {
+	want := []string{"slipway/published/down"}
+	if diff := cmp.Diff(want, sampleReport().Failed()); diff != "" {
+		t.Errorf("Failed(-want +got):\n%s", diff)
+	}
+}
+
+// TestHeadings: every row of the catalogue is explained in the table.
+func TestHeadings(t *testing.T) {
+	for _, c := range catalogue() {
+		if headings[c.Workload][c.Direction] == "" {
+			t.Errorf("%s has no heading", c.ID())
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	good := Config{Duration: 4 * time.Second, Repetitions: 5, MTU: 1500}
+	tests := []struct {
+		name   string
+		change func(*Config)
+		want   string // in the error, "" for none
+		cells  int
+	}{
+		{"all", func(*Config) {}, "", 13},
+		{"driver", func(c *Config) { c.Only = []string{"slipway"} }, "", 5},
+		{"workload", func(c *Config) { c.Only = []string{"pasta/stream"} }, "", 3},
+		{"rows", func(c *Config) { c.Only = []string{"pasta/stream/up", "slipway/published/down"} }, "", 3},
+		{"host", func(c *Config) { c.Only = []string{"host"} }, "", 1},
+		{"unknown row", func(c *Config) { c.Only = []string{"slip"} }, `no row "slip", the rows are host/stream/loopback`, 0},
+		{"empty row", func(c *Config) { c.Only = []string{""} }, `no row ""`, 0},
+		{"no time", func(c *Config) { c.Duration = 0 }, "0s for one measurement", 0},
+		{"half a second", func(c *Config) { c.Duration = 1500 * time.Millisecond }, "whole seconds", 0},
+		{"too long", func(c *Config) { c.Duration = time.Hour }, "1 to 600 seconds", 0},
+		{"no repetition", func(c *Config) { c.Repetitions = 0 }, "0 repetitions", 0},
+		{"small MTU", func(c *Config) { c.MTU = 1279 }, "MTU 1279, want 1280 to 65520", 0},
+		{"large MTU", func(c *Config) { c.MTU = 65521 }, "MTU 65521", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := good
+			tt.change(&c)
+			err := c.Validate()
+			if tt.want == "" {
+				if err != nil || len(c.cells()) != tt.cells {
+					t.Errorf("%d cells, %v; want %d", len(c.cells()), err, tt.cells)
+				}
+				return
+			}
+			if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Validate: %v, want an ErrConfig with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestTake(t *testing.T) {
+	cfg := Config{Duration: time.Second, Repetitions: 1, MTU: 1500, Only: []string{"slipway/stream/up", "pasta"}}
+	tests := []struct {
+		name, events string
+		end          bool
+		err          string
+	}{
+		{"whole", `{"environment":{"kernel":"6.1"}} {"skip":{"driver":"pasta","reason":"not installed"}}
+			{"id":"host/stream/loopback","commands":["iperf3"]} {"id":"host/stream/loopback","sample":{"round":1,"bits_per_second":8}}
+			{"id":"slipway/stream/up","error":"died"} {"end":true}`, true, ""},
+		{"cut off", `{"environment":{"kernel":"6.1"}}`, false, ""},
+		{"failed", `{"error":"mount /proc"}`, false, "mount /proc"},
+		{"unknown row", `{"id":"x/y/z","error":"e"}`, false, `"x/y/z"`},
+		{"nonsense", `{"environment":[]}`, false, "pid 1 of the run says"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &Report{Cells: cfg.cells()}
+			var last Progress
+			cfg.Progress = func(p Progress) { last = p }
+			end, err := r.take(strings.NewReader(tt.events), cfg)
+			if end != tt.end || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Fatalf("take: %t, %v; want %t, %q", end, err, tt.end, tt.err)
+			}
+			if tt.name != "whole" {
+				return
+			}
+			want := &Report{
+				Environment: Environment{Kernel: "6.1"},
+				Cells: []Cell{
+					{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Commands: []string{"iperf3"}, Samples: []Sample{{Round: 1, BitsPerSecond: 8}}},
+					{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionUp, Error: "died"},
+				},
+				Skipped: []Skip{{DriverPasta, "not installed"}},
+			}
+			if diff := cmp.Diff(want, r); diff != "" {
+				t.Errorf("report(-want +got):\n%s", diff)
+			}
+			if last.Done != 1 || last.Total != 4 {
+				t.Errorf("progress %d of %d, want 1 of 4", last.Done, last.Total)
+			}
+		})
+	}
+}
