@@ -1,0 +1,6 @@
+// Package doctor.
+package doctor
+
+const Role = "slipway-probe"
+
+func Serve() int { return 0 }

@@ -1,0 +1,529 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	goruntime "runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"slipway/runtime/caps"
+	"slipway/runtime/idmap"
+	"slipway/runtime/image"
+)
+
+// Run runs a container in the foreground until it ends, and returns the
+// workload's exit status, 128+n when signal n ended it. With an error the
+// status is Docker's: 125 for a container that could not be started or kept,
+// 126 for a command that cannot be executed, 127 for one that is not there.
+// Signals sent to the calling process go to the workload; ctx ending kills it.
+func Run(ctx context.Context, cfg Config) (int, error) {
+	exit, err := run(ctx, cfg)
+	if f := (*failure)(nil); errors.As(err, &f) {
+		return f.code, f.err
+	}
+	if err != nil {
+		return exitErr, err
+	}
+	return exit, nil
+}
+
+func run(ctx context.Context, cfg Config) (exit int, err error) {
+	if cfg.Network == "" {
+		cfg.Network = Private
+	}
+	s, err := specify(cfg)
+	if err != nil {
+		return 0, err
+	}
+	plan := idmap.For(idmap.Here())
+	s.KeepsGroups = plan.KeepsGroups
+	announce(cfg, plan)
+
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	defer signal.Stop(signals)
+
+	c := &container{cfg: cfg, plan: plan, signals: signals}
+	defer func() { err = errors.Join(err, c.close()) }()
+	if err := c.start(ctx, s); err != nil {
+		return 0, err
+	}
+	return c.wait(ctx)
+}
+
+// specify decides everything that can be decided before anything is started.
+func specify(cfg Config) (spec, error) {
+	if err := cfg.check(); err != nil {
+		return spec{}, err
+	}
+	ref, err := image.Parse(cfg.Image)
+	if err != nil {
+		return spec{}, err
+	}
+	img, _, err := image.Load(ref)
+	if err != nil {
+		return spec{}, err
+	}
+	argv := cfg.Args
+	if len(argv) == 0 {
+		argv = img.Cmd
+	}
+	argv = append(slices.Clone(img.Entrypoint), argv...)
+	if len(argv) == 0 || argv[0] == "" {
+		return spec{}, fmt.Errorf("image %s has no command of its own; give one after it", cfg.Image)
+	}
+	set, err := caps.Set(cfg.CapAdd, cfg.CapDrop)
+	if err != nil {
+		return spec{}, err
+	}
+	hostname, err := cfg.hostname()
+	if err != nil {
+		return spec{}, err
+	}
+	s := spec{
+		Image: ref, Argv: argv, Env: cfg.environment(img.Env, hostname),
+		Workdir: firstOf(cfg.Workdir, img.WorkingDir, "/"), User: firstOf(cfg.User, img.User), Hostname: hostname,
+		Volumes: cfg.Volumes, Files: cfg.files(hostname), ReadOnly: cfg.ReadOnly, Caps: set,
+		OwnNetwork: cfg.Network != HostNet, Loopback: cfg.Network == None,
+		Reserved: cfg.reserved(), PlainTAP: cfg.plainTAP(),
+	}
+	if cfg.TTY {
+		size := terminalSize(cfg.Stdin, cfg.Stdout)
+		s.TTY = &size
+	}
+	return s, nil
+}
+
+func firstOf(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// announce says what the id maps cost.
+func announce(cfg Config, plan idmap.Plan) {
+	if !plan.Single {
+		return
+	}
+	cfg.Log.Warn("only user id 0 exists in the container: " + plan.Reason)
+	if groups, err := os.Getgroups(); err == nil && plan.KeepsGroups && slices.ContainsFunc(groups, func(g int) bool { return g != os.Getegid() }) {
+		cfg.Log.Warn("your supplementary groups stay with the container: without sub-ids the kernel does not let it drop them")
+	}
+}
+
+// container is a stage, then a workload, with what the launcher holds of it.
+type container struct {
+	cfg     Config
+	plan    idmap.Plan
+	signals <-chan os.Signal
+
+	cmd     *exec.Cmd
+	pidfd   *os.File
+	control *net.UnixConn
+	heard   chan event
+	exited  chan struct{} // closed when the process is reaped
+	conn    connection
+	term    *terminal
+	killed  error // why the launcher killed it, nil when it did not
+}
+
+// event is one message of the stage, or how they ended.
+type event struct {
+	m   message
+	f   *os.File
+	err error
+}
+
+// start brings the container up to the workload's execve.
+func (c *container) start(ctx context.Context, s spec) error {
+	if err := c.launch(s); err != nil {
+		return err
+	}
+	ns, err := c.namespaces()
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	if err := c.plan.Write(c.cmd.Process.Pid); err != nil {
+		return err
+	}
+	if err := tell(c.control, kindMapped); err != nil {
+		return c.died(err)
+	}
+	m, f, err := c.expect(ctx, kindReady)
+	if err != nil {
+		return err
+	}
+	ns.tap = f
+	if s.PlainTAP != "" && f == nil && os.Geteuid() != 0 {
+		return fmt.Errorf("open the plain device inside the container: %s", m.Text)
+	}
+	if c.conn, err = connect(c.cfg, ns); err != nil {
+		return err
+	}
+	if err := c.conn.Guard(c.pidfd); err != nil {
+		return err
+	}
+	if err := tell(c.control, kindStart); err != nil {
+		return c.died(err)
+	}
+	if s.TTY != nil {
+		_, master, err := c.expect(ctx, kindTerminal)
+		if err != nil {
+			return err
+		}
+		if err := c.attach(master); err != nil {
+			return err
+		}
+	}
+	if _, _, err := c.expect(ctx, kindExec); err != nil {
+		return err
+	}
+	// The stage's end closes when execve succeeds; before that comes at
+	// most the news that it did not.
+	e, err := c.next(ctx)
+	if err == nil && e.err == nil {
+		err = fmt.Errorf("unexpected message %q from the stage", e.m.Kind)
+	}
+	return err
+}
+
+// launch starts the stage in its new namespaces.
+func (c *container) launch(s spec) error {
+	config, err := s.file()
+	if err != nil {
+		return err
+	}
+	defer config.Close()
+	control, theirs, err := controlPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	c.control = control
+	stdin, err := c.stdin()
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+
+	pidfd := -1
+	attr := &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
+		Pdeathsig:  syscall.SIGKILL,
+		PidFD:      &pidfd,
+	}
+	if s.OwnNetwork {
+		attr.Cloneflags |= syscall.CLONE_NEWNET
+	}
+	c.plan.Configure(attr)
+	c.cmd = exec.Command("/proc/self/exe")
+	c.cmd.Args = []string{phaseEntered, roleArg}
+	c.cmd.Env = []string{}
+	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = stdin, c.cfg.Stdout, c.cfg.Stderr
+	c.cmd.ExtraFiles = []*os.File{theirs, config} // controlFD, specFD
+	c.cmd.SysProcAttr = attr
+
+	started, exited := make(chan error), make(chan struct{})
+	go func() {
+		// The parent death signal comes when the thread that forked ends
+		// (prctl(2)): this one lives as long as the container, and is
+		// never unlocked, so that nothing else ever runs on it.
+		goruntime.LockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		_ = c.cmd.Wait() // the status is in c.cmd.ProcessState
+		close(exited)
+	}()
+	if err := <-started; err != nil {
+		return startError(err)
+	}
+	c.exited = exited
+	if pidfd < 0 {
+		return errors.New("no pidfd for the container: Linux 5.12 or newer is needed")
+	}
+	c.pidfd = os.NewFile(uintptr(pidfd), "container")
+	c.heard = make(chan event)
+	go listen(c.control, c.heard)
+	return nil
+}
+
+// startError explains a clone that the machine forbids.
+func startError(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
+		return fmt.Errorf("make the container's namespaces: %w; the limit is reached: run: sudo sysctl -w user.max_user_namespaces=15000", err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("make the container's namespaces: %w; run slipway doctor for the reason", err)
+	}
+	return fmt.Errorf("make the container's namespaces: %w", err)
+}
+
+// stdin is what the workload reads: the caller's input with -i, unless a
+// terminal stands between.
+func (c *container) stdin() (*os.File, error) {
+	if !c.cfg.Interactive || c.cfg.TTY || c.cfg.Stdin == nil {
+		return os.Open(os.DevNull)
+	}
+	fd, err := unix.FcntlInt(c.cfg.Stdin.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("standard input: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "stdin"), nil
+}
+
+// listen passes on what the stage says; it ends with the stage's end of the
+// socket, and its owner drains the channel.
+func listen(c *net.UnixConn, heard chan<- event) {
+	defer close(heard)
+	for {
+		m, f, err := hear(c)
+		heard <- event{m, f, err}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// namespaces are a waiting stage's, for the network's monitor.
+type namespaces struct {
+	user, net *os.File
+	tap       *os.File // a plain TAP opened inside, or nil
+}
+
+func (c *container) namespaces() (namespaces, error) {
+	var ns namespaces
+	for name, f := range map[string]**os.File{"user": &ns.user, "net": &ns.net} {
+		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.cmd.Process.Pid, name))
+		if err != nil {
+			ns.close()
+			return namespaces{}, fmt.Errorf("open the container's %s namespace: %w", name, err)
+		}
+		*f = file
+	}
+	return ns, nil
+}
+
+func (n *namespaces) close() {
+	for _, f := range []*os.File{n.user, n.net, n.tap} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// attach joins the workload's terminal to ours.
+func (c *container) attach(master *os.File) error {
+	if master == nil {
+		return errors.New("the stage sent no terminal")
+	}
+	// Through the poller, so that the output ends with the last writer.
+	if err := unix.SetNonblock(int(master.Fd()), true); err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	master.Close()
+	if err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	var in *os.File
+	if c.cfg.Interactive {
+		in = c.cfg.Stdin
+	}
+	c.term, err = newTerminal(os.NewFile(uintptr(fd), "terminal"), in, c.cfg.Stdout)
+	return err
+}
+
+// expect waits for a message of kind k and returns its descriptor.
+func (c *container) expect(ctx context.Context, k kind) (message, *os.File, error) {
+	e, err := c.next(ctx)
+	switch {
+	case err != nil:
+		return message{}, nil, err
+	case e.err != nil:
+		return message{}, nil, c.died(e.err)
+	case e.m.Kind != k:
+		return message{}, nil, fmt.Errorf("unexpected message %q from the stage, not %q", e.m.Kind, k)
+	}
+	return e.m, e.f, nil
+}
+
+// next waits for the stage's next message of consequence, while it is still a
+// stage: a signal or the monitor's end now means that there will be no
+// container.
+func (c *container) next(ctx context.Context) (event, error) {
+	for {
+		select {
+		case e := <-c.heard:
+			switch {
+			case e.err == nil && e.m.Kind == kindNotice:
+				c.cfg.Log.Warn(e.m.Text)
+				continue
+			case e.err == nil && e.m.Kind == kindFailed:
+				return e, &failure{e.m.Code, errors.New(e.m.Text)}
+			case e.err != nil && !errors.Is(e.err, io.EOF):
+				return e, e.err
+			}
+			return e, nil
+		case <-ctx.Done():
+			return event{}, ctx.Err()
+		case <-c.connDone():
+			return event{}, c.connLost()
+		case s := <-c.signals:
+			switch s {
+			case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
+				n := s.(syscall.Signal)
+				return event{}, &failure{128 + int(n), fmt.Errorf("%v before the container was started", s)}
+			}
+		}
+	}
+}
+
+// connDone is nil, which blocks for ever, while there is no connection yet.
+func (c *container) connDone() <-chan struct{} {
+	if c.conn == nil {
+		return nil
+	}
+	return c.conn.Done()
+}
+
+func (c *container) connLost() error {
+	if c.cfg.Network == Private {
+		return errors.New("the network's monitor ended; the container is killed")
+	}
+	return errors.New("the container's guard ended; the container is killed")
+}
+
+// died explains a stage that ended without a word.
+func (c *container) died(err error) error {
+	c.kill()
+	state := c.cmd.ProcessState
+	return fmt.Errorf("the container's stage ended before the workload was started (%v): %w", state, err)
+}
+
+// wait is the launcher's life beside a running workload.
+func (c *container) wait(ctx context.Context) (int, error) {
+	var stops []time.Time
+	for {
+		select {
+		case <-c.exited:
+			return c.status(), nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-c.conn.Done():
+			// A monitor may also end because the container has.
+			select {
+			case <-c.exited:
+				return c.status(), nil
+			case <-time.After(settle):
+			}
+			return 0, c.connLost()
+		case s := <-c.signals:
+			n := s.(syscall.Signal)
+			if n == unix.SIGINT || n == unix.SIGTERM {
+				now := time.Now()
+				stops = append(slices.DeleteFunc(stops, func(t time.Time) bool { return now.Sub(t) > forceWithin }), now)
+				if len(stops) >= forceAfter {
+					c.cfg.Log.Warn(fmt.Sprintf("%d times %v: killing the container", len(stops), n))
+					c.kill()
+					return c.status(), nil
+				}
+			}
+			c.forward(n)
+		}
+	}
+}
+
+// A workload that is pid 1 and has no handler ignores SIGINT and SIGTERM
+// (pid_namespaces(7)); as with Docker, asking three times in a row is heeded.
+const (
+	forceAfter  = 3
+	forceWithin = 3 * time.Second
+	// settle is how long a container whose monitor ended may take to have
+	// ended itself.
+	settle = 100 * time.Millisecond
+)
+
+// forward passes a signal to the workload.
+func (c *container) forward(n syscall.Signal) {
+	switch n {
+	case unix.SIGCHLD, unix.SIGPIPE:
+		return // ours
+	case unix.SIGURG:
+		return // the Go scheduler's
+	case unix.SIGWINCH:
+		if c.term != nil {
+			c.term.resize()
+			return
+		}
+	}
+	// ESRCH: it has just ended.
+	if err := unix.PidfdSendSignal(int(c.pidfd.Fd()), n, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		c.cfg.Log.Warn(fmt.Sprintf("pass %v to the container: %v", n, err))
+	}
+}
+
+// status is the exit status as a shell has it.
+func (c *container) status() int {
+	ws := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// kill ends the container, and with its first process everything in its pid
+// namespace, and waits for it.
+func (c *container) kill() {
+	if c.exited == nil {
+		return
+	}
+	if c.pidfd != nil {
+		_ = unix.PidfdSendSignal(int(c.pidfd.Fd()), unix.SIGKILL, nil, 0) // it may be gone
+	} else {
+		_ = c.cmd.Process.Kill()
+	}
+	<-c.exited
+}
+
+// close lets go of everything, whatever came to be.
+func (c *container) close() error {
+	c.kill()
+	var errs []error
+	if c.term != nil {
+		errs = append(errs, c.term.Close())
+	}
+	if c.conn != nil {
+		errs = append(errs, c.conn.Close())
+	}
+	if c.control != nil {
+		c.control.Close()
+	}
+	if c.heard != nil {
+		for e := range c.heard {
+			if e.f != nil {
+				e.f.Close()
+			}
+		}
+	}
+	if c.pidfd != nil {
+		c.pidfd.Close()
+	}
+	return errors.Join(errs...)
+}

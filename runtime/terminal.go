@@ -1,0 +1,115 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
+
+// terminalSize is the size of the first terminal among files, or 24 lines of 80.
+func terminalSize(files ...*os.File) size {
+	for _, f := range files {
+		if isTerminal(f) {
+			if w, err := pty.GetsizeFull(f); err == nil && w.Rows > 0 && w.Cols > 0 {
+				return size{w.Rows, w.Cols}
+			}
+		}
+	}
+	return size{24, 80}
+}
+
+// terminal joins the master side of the workload's terminal to the caller's.
+type terminal struct {
+	master  *os.File
+	in, out *os.File // in is nil without -i
+	saved   *term.State
+	stop    *os.File // closing it ends the input
+	input   chan struct{}
+	output  chan struct{}
+}
+
+// newTerminal starts copying. The caller's terminal is in raw mode until Close.
+func newTerminal(master, in, out *os.File) (*terminal, error) {
+	t := &terminal{master: master, in: in, out: out, input: make(chan struct{}), output: make(chan struct{})}
+	if in == nil {
+		close(t.input)
+	} else {
+		saved, err := term.MakeRaw(int(in.Fd()))
+		if err != nil {
+			return nil, fmt.Errorf("raw mode of the terminal: %w", err)
+		}
+		t.saved = saved
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("pipe: %w", err), t.restore())
+		}
+		t.stop = w
+		go t.copyIn(r)
+	}
+	go func() {
+		defer close(t.output)
+		// EIO is how a master says that the last slave is closed.
+		_, _ = io.Copy(t.out, t.master)
+	}()
+	return t, nil
+}
+
+// copyIn copies the caller's keys until stop closes.
+func (t *terminal) copyIn(stop *os.File) {
+	defer close(t.input)
+	defer stop.Close()
+	buf := make([]byte, 4096)
+	fds := []unix.PollFd{{Fd: int32(t.in.Fd()), Events: unix.POLLIN}, {Fd: int32(stop.Fd())}}
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return
+		}
+		if fds[1].Revents != 0 {
+			return
+		}
+		n, err := t.in.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := t.master.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// resize gives the workload the size of the caller's terminal.
+func (t *terminal) resize() {
+	s := terminalSize(t.in, t.out)
+	// A workload that is gone has no size to set.
+	_ = pty.Setsize(t.master, &pty.Winsize{Rows: s.Rows, Cols: s.Cols})
+}
+
+func (t *terminal) restore() error {
+	if t.saved == nil {
+		return nil
+	}
+	saved := t.saved
+	t.saved = nil
+	return term.Restore(int(t.in.Fd()), saved)
+}
+
+// Close waits for the rest of the output, after the workload has ended, and
+// gives the caller's terminal back.
+func (t *terminal) Close() error {
+	<-t.output
+	if t.stop != nil {
+		t.stop.Close()
+	}
+	<-t.input
+	return errors.Join(t.restore(), t.master.Close())
+}
