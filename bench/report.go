@@ -34,9 +34,12 @@ const (
 type Direction string
 
 const (
+	// DirectionLoopback is that of the host's own row.
 	DirectionLoopback Direction = "loopback"
-	DirectionUp       Direction = "up"   // out of the container
-	DirectionDown     Direction = "down" // into the container
+	// DirectionUp is out of the container.
+	DirectionUp Direction = "up"
+	// DirectionDown is into the container.
+	DirectionDown Direction = "down"
 )
 
 // Report is one run: where, how, and every sample.

@@ -32,10 +32,9 @@ func TestMain(m *testing.M) {
 	case "bench hold":
 		err = Hold(os.Args[3])
 	case "bench run":
-		var r *Report
-		if r, err = Run(context.Background(), smallest("slirp4netns/stream/up")); err == nil {
-			err = r.WriteJSON(os.Stdout)
-		}
+		cfg := smallest("slirp4netns/stream/up")
+		cfg.Duration = 10 * time.Minute
+		_, err = Run(context.Background(), cfg)
 	default:
 		os.Exit(m.Run())
 	}
@@ -122,6 +121,14 @@ func gone(t *testing.T, mark string) {
 			t.Logf("left: %q", last)
 		}
 	}()
+	t.Cleanup(func() {
+		for _, p := range last {
+			pid, _, _ := strings.Cut(p, ":")
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
+	})
 	eventually(t, 2*time.Second, "no process is left", func() bool {
 		last = left(t, mark)
 		return len(last) == 0
@@ -233,9 +240,9 @@ func TestKilled(t *testing.T) {
 			t.Logf("its words: %s", stderr.String())
 		}
 	})
-	eventually(t, 20*time.Second, "iperf3 and the fake slirp4netns run", func() bool {
+	eventually(t, 30*time.Second, "a long measurement beside a driver that runs", func() bool {
 		processes := strings.Join(left(t, t.Name()), "\n")
-		return strings.Contains(processes, "iperf3 --json") && strings.Contains(processes, "sleep 600")
+		return strings.Contains(processes, "--time 600") && strings.Contains(processes, "sleep 600")
 	})
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
