@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"slipway/netstack/monitor"
 	"slipway/runtime/rootfs"
 )
 
@@ -18,14 +19,21 @@ type Network string
 
 // The networks there are.
 const (
-	Private  Network = "private" // a network of its own, through Slipway's monitor and engine
-	None     Network = "none"    // loopback only
-	HostNet  Network = "host"    // the caller's network namespace
-	pathEnv          = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	maxNames         = 64 // HOST_NAME_MAX, gethostname(2)
-	exitErr          = 125
-	exitPerm         = 126
-	exitNone         = 127
+	Private Network = "private" // a network of its own, through Slipway's monitor and engine
+	None    Network = "none"    // loopback only
+	HostNet Network = "host"    // the caller's network namespace
+)
+
+const (
+	pathEnv     = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	maxHostname = 64 // HOST_NAME_MAX, gethostname(2)
+)
+
+// Docker's exit statuses for a container that does not come to run.
+const (
+	exitErr  = 125
+	exitPerm = 126
+	exitNone = 127
 )
 
 // ParseNetwork reads the value of --network.
@@ -92,23 +100,25 @@ type Config struct {
 	User     string   // user[:group], names or numbers; "" means the image's
 	Hostname string   // "" means a random one, or the machine's with Network host
 	Volumes  []Volume
-	Network  Network // "" means Private
-	ReadOnly bool    // write-protect the root file system
+	Network  Network
+	ReadOnly bool // write-protect the root file system
 	CapAdd   []string
 	CapDrop  []string
 
 	TTY         bool // give the workload a terminal
 	Interactive bool // keep standard input
 
-	DNS                   []netip.Addr // name servers of Network private
-	Hosts                 []HostEntry  // added to /etc/hosts
+	DNS   []netip.Addr // name servers of Network private
+	Hosts []HostEntry  // added to /etc/hosts
+	// Net is the network of Network private, without its namespaces.
+	Net *monitor.Config
+	// Announce, when not nil, is told what the network came to be.
+	Announce func(monitor.Ready)
+
 	Stdin, Stdout, Stderr *os.File
 	// Log takes notices: what is less than asked for, and why.
 	Log *slog.Logger
 }
-
-// ErrUsage is wrapped by errors that are the caller's to correct.
-var ErrUsage = errors.New("bad configuration")
 
 // environment merges the image's environment with the caller's and fills in
 // what Docker does.
@@ -142,8 +152,11 @@ func (c Config) check() error {
 	if c.Workdir != "" && !filepath.IsAbs(c.Workdir) {
 		return fmt.Errorf("working directory %q: must be an absolute path", c.Workdir)
 	}
-	if len(c.Hostname) > maxNames || strings.ContainsAny(c.Hostname, " \t\n/") {
-		return fmt.Errorf("host name %q: at most %d characters, no blanks", c.Hostname, maxNames)
+	if len(c.Hostname) > maxHostname || strings.ContainsAny(c.Hostname, " \t\n/") {
+		return fmt.Errorf("host name %q: at most %d characters, no blanks", c.Hostname, maxHostname)
+	}
+	if c.Network == Private && c.Net == nil {
+		return errors.New("network private without its configuration")
 	}
 	if c.TTY && c.Interactive && !isTerminal(c.Stdin) {
 		return errors.New("-t with -i: standard input is not a terminal; leave out -t")

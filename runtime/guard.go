@@ -16,6 +16,8 @@ import (
 type connection interface {
 	// Done is closed when the process behind it has ended.
 	Done() <-chan struct{}
+	// Err says why, when the process said so.
+	Err() error
 	// Guard hands over the container: it is killed when the launcher is gone.
 	Guard(pidfd *os.File) error
 	// Close ends the process and waits for it.
@@ -60,6 +62,8 @@ func (g *guardProcess) Guard(pidfd *os.File) error {
 }
 
 func (g *guardProcess) Done() <-chan struct{} { return g.done }
+
+func (g *guardProcess) Err() error { return nil }
 
 func (g *guardProcess) Close() error {
 	if g.life == nil {

@@ -38,9 +38,6 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 }
 
 func run(ctx context.Context, cfg Config) (exit int, err error) {
-	if cfg.Network == "" {
-		cfg.Network = Private
-	}
 	s, err := specify(cfg)
 	if err != nil {
 		return 0, err
@@ -404,10 +401,14 @@ func (c *container) connDone() <-chan struct{} {
 }
 
 func (c *container) connLost() error {
+	who := "the container's guard"
 	if c.cfg.Network == Private {
-		return errors.New("the network's monitor ended; the container is killed")
+		who = "the network's monitor"
 	}
-	return errors.New("the container's guard ended; the container is killed")
+	if err := c.conn.Err(); err != nil {
+		return fmt.Errorf("%s ended, the container is killed: %w", who, err)
+	}
+	return fmt.Errorf("%s was killed, so the container is too", who)
 }
 
 // died explains a stage that ended without a word.
