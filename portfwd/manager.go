@@ -1,0 +1,267 @@
+package portfwd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Stack is the network on the other side of the container's TAP;
+// [slipway/netstack.Stack] is one.
+type Stack interface {
+	// ForwardTCP connects to dst inside the container as src, and relays client until
+	// both directions have ended, which closes client, or until ctx ends. Bytes are
+	// counted in relay.BytesFrom(ctx) too. An error that wraps ECONNREFUSED, the
+	// container's refusal, leaves client open for another try.
+	ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error
+	// PublishUDP serves copies of sockets until the Closer is closed. Datagrams go to to4
+	// or to6, whichever is of the client's family. A Closer with the Stats of
+	// [slipway/netstack/udp.Publication] tells what the port carried.
+	PublishUDP(sockets []*os.File, to4, to6 netip.AddrPort) (io.Closer, error)
+}
+
+// Limits of a Manager; a zero field takes the default.
+type Limits struct {
+	// Connections is how many connections of one TCP port are served at once; more are
+	// reset. Default 4096.
+	Connections int
+	// Sockets is how many sockets of each family are kept ready in the namespace, at
+	// most 128. Default 64.
+	Sockets int
+	// Connect is how long the container has to answer. Default 10 s.
+	Connect time.Duration
+}
+
+// maxSockets is what one call of Namespace.Sockets may be asked for.
+const maxSockets = 128
+
+// Config is what a Manager needs; of Guest4 and Guest6 at least one.
+type Config struct {
+	Stack     Stack
+	Namespace Namespace
+	// Kernel takes the kernel path for TCP, which needs Namespace and the rules of
+	// netns.KeepReplies; otherwise TCP goes by Stack, as UDP does in any case.
+	Kernel             bool
+	Guest4, Guest6     netip.Addr     // the container's addresses
+	Gateway4, Gateway6 netip.Addr     // shown for clients that may not appear as themselves
+	Prefixes           []netip.Prefix // the container's networks
+	Limits             Limits
+	Log                *slog.Logger // nil: none
+}
+
+// Port is one published port, as List shows it.
+type Port struct {
+	Spec  Spec
+	Bound []netip.AddrPort // with the port that the kernel chose
+	Path  string           // PathKernel or PathTAP
+	Stats Stats
+}
+
+// String returns the port as Docker shows it: 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp.
+func (p Port) String() string { return arrow(p.Spec, p.Bound) }
+
+// The ways from a listener to the container, see the package comment.
+const (
+	PathKernel = "kernel"
+	PathTAP    = "tap"
+)
+
+// Stats are numbers of one port since it was added.
+type Stats struct {
+	Flows     uint64 // connections made by the kernel path, or given to the stack by the other; UDP: sessions
+	Open      uint64 // clients being served now; UDP: sessions
+	ToGuest   uint64 // bytes, while they move
+	FromGuest uint64
+
+	Refused      uint64 // the container refused: nobody listens there
+	TimedOut     uint64 // the container did not answer in Limits.Connect, or no socket came
+	Failed       uint64 // other failures to connect
+	Limited      uint64 // reset because Limits.Connections were open
+	AcceptErrors uint64 // no descriptors or memory; the client stayed in the backlog
+}
+
+// ErrClosed is what Add returns after Close.
+var ErrClosed = errors.New("port manager closed")
+
+// Manager serves published ports. It is safe for concurrent use.
+type Manager struct {
+	cfg    Config
+	ctx    context.Context
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	pools map[int]*pool // of the kernel path, by address family
+	fill  sync.Once     // starts them, with the first port
+
+	mu     sync.Mutex // guards what follows
+	closed bool
+	ports  []*port
+}
+
+// New returns a Manager without ports. Close it.
+func New(cfg Config) *Manager {
+	if cfg.Limits.Connections <= 0 {
+		cfg.Limits.Connections = 4096
+	}
+	if cfg.Limits.Sockets <= 0 {
+		cfg.Limits.Sockets = 64
+	}
+	if cfg.Limits.Connect <= 0 {
+		cfg.Limits.Connect = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{cfg: cfg, pools: map[int]*pool{}}
+	size := min(cfg.Limits.Sockets, maxSockets)
+	if cfg.Kernel && cfg.Guest4.IsValid() {
+		m.pools[syscall.AF_INET] = newPool(cfg.Namespace, syscall.AF_INET, size, cfg.Log)
+	}
+	if cfg.Kernel && cfg.Guest6.IsValid() {
+		m.pools[syscall.AF_INET6] = newPool(cfg.Namespace, syscall.AF_INET6, size, cfg.Log)
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
+}
+
+// Add begins to serve s on sockets: listening TCP sockets, or bound UDP sockets,
+// one for each of s.Addrs, or fewer where the host lacks a family. It takes the
+// sockets over, also when it fails.
+func (m *Manager) Add(s Spec, sockets []*os.File) error {
+	if len(sockets) == 0 {
+		return fmt.Errorf("publish %v: no socket to serve it on", s)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		closeAll(sockets)
+		return fmt.Errorf("publish %v: %w", s, ErrClosed)
+	}
+	var p *port
+	var err error
+	switch s.Proto {
+	case TCP:
+		p, err = m.addTCP(s, sockets)
+	case UDP:
+		p, err = m.addUDP(s, sockets)
+	default:
+		closeAll(sockets)
+		err = fmt.Errorf("%w: %s", ErrUnsupported, s.Proto)
+	}
+	if err != nil {
+		return fmt.Errorf("publish %v: %w", s, err)
+	}
+	m.ports = append(m.ports, p)
+	m.cfg.Log.Debug("published", "port", arrow(s, p.bound), "path", p.path)
+	return nil
+}
+
+func (m *Manager) addTCP(s Spec, sockets []*os.File) (*port, error) {
+	defer closeAll(sockets) // net.FileListener works on a copy
+	p := &port{m: m, spec: s, path: PathTAP, limit: int64(m.cfg.Limits.Connections)}
+	for _, f := range sockets {
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, errors.Join(err, p.close())
+		}
+		tcp, ok := l.(*net.TCPListener)
+		if !ok {
+			return nil, errors.Join(fmt.Errorf("%v is not a TCP socket", l.Addr()), l.Close(), p.close())
+		}
+		p.listeners = append(p.listeners, tcp)
+		p.bound = append(p.bound, tcp.Addr().(*net.TCPAddr).AddrPort())
+	}
+	if m.cfg.Kernel {
+		p.path = PathKernel
+		m.fill.Do(func() {
+			for _, sockets := range m.pools {
+				m.tasks.Go(func() { sockets.fill(m.ctx) })
+			}
+		})
+	}
+	for _, l := range p.listeners {
+		m.tasks.Go(func() { p.accept(l) })
+	}
+	return p, nil
+}
+
+func (m *Manager) addUDP(s Spec, sockets []*os.File) (*port, error) {
+	defer closeAll(sockets) // PublishUDP works on copies
+	p := &port{m: m, spec: s, path: PathTAP}
+	for _, f := range sockets {
+		c, err := net.FilePacketConn(f)
+		if err != nil {
+			return nil, err
+		}
+		_ = c.Close() // a copy, for its address
+		udp, ok := c.LocalAddr().(*net.UDPAddr)
+		if !ok {
+			return nil, fmt.Errorf("%v is not a UDP socket", c.LocalAddr())
+		}
+		p.bound = append(p.bound, udp.AddrPort())
+	}
+	var to4, to6 netip.AddrPort
+	if m.cfg.Guest4.IsValid() {
+		to4 = netip.AddrPortFrom(m.cfg.Guest4, s.ContainerPort)
+	}
+	if m.cfg.Guest6.IsValid() {
+		to6 = netip.AddrPortFrom(m.cfg.Guest6, s.ContainerPort)
+	}
+	var err error
+	p.udp, err = m.cfg.Stack.PublishUDP(sockets, to4, to6)
+	return p, err
+}
+
+// List returns the ports in the order in which they were added.
+func (m *Manager) List() []Port {
+	m.mu.Lock()
+	ports := slices.Clone(m.ports)
+	m.mu.Unlock()
+	list := make([]Port, len(ports))
+	for i, p := range ports {
+		list[i] = Port{Spec: p.spec, Bound: slices.Clone(p.bound), Path: p.path, Stats: p.stats()}
+	}
+	return list
+}
+
+// SocketFailures is how often the namespace failed to give sockets for the kernel path.
+func (m *Manager) SocketFailures() uint64 {
+	var n uint64
+	for _, sockets := range m.pools {
+		n += sockets.failed.Load()
+	}
+	return n
+}
+
+// Close ends all listeners, resets what is open, and returns when nothing of the
+// Manager runs any more.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	m.cancel()
+	var errs []error
+	for _, p := range m.ports {
+		errs = append(errs, p.close())
+	}
+	m.tasks.Wait()
+	return errors.Join(errs...)
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}

@@ -1,0 +1,130 @@
+package portfwd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"slipway/netstack/relay"
+)
+
+// Namespace makes TCP sockets inside the container's network namespace: fresh,
+// nonblocking, transparent (IP_TRANSPARENT, IPV6_TRANSPARENT) ones of family
+// syscall.AF_INET or AF_INET6. It may return fewer than asked for with a nil
+// error, but not none. [slipway/netstack/monitor.Client] is one.
+type Namespace interface {
+	Sockets(ctx context.Context, family, n int) ([]*os.File, error)
+}
+
+// Pauses between attempts that failed for want of descriptors or the like.
+const (
+	minPause = 5 * time.Millisecond
+	maxPause = time.Second
+)
+
+// pool keeps sockets of one family ready, so that a connection does not wait for
+// another process to make one. fill runs in the background as long as its context.
+type pool struct {
+	family int
+	ready  chan *os.File
+	low    chan struct{} // says that ready is half empty
+	failed atomic.Uint64 // calls of Sockets, or sockets, that were no good
+	ns     Namespace
+	log    *slog.Logger
+}
+
+func newPool(ns Namespace, family, size int, log *slog.Logger) *pool {
+	return &pool{family: family, ready: make(chan *os.File, size), low: make(chan struct{}, 1), ns: ns, log: log}
+}
+
+// take returns a socket, which the caller closes, or ctx's error.
+func (p *pool) take(ctx context.Context) (*os.File, error) {
+	if len(p.ready) <= cap(p.ready)/2 {
+		select {
+		case p.low <- struct{}{}:
+		default: // fill knows
+		}
+	}
+	select {
+	case f := <-p.ready:
+		return f, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("no socket in the container's namespace: %w", ctx.Err())
+	}
+}
+
+// fill refills the pool whenever it runs low, and empties it when ctx ends.
+func (p *pool) fill(ctx context.Context) {
+	defer p.drain()
+	var pause time.Duration
+	for {
+		for n := cap(p.ready) - len(p.ready); n > 0; n = cap(p.ready) - len(p.ready) {
+			err := p.add(ctx, n)
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				pause = 0
+				continue
+			}
+			if p.failed.Add(1); pause == 0 { // once for each time of trouble
+				p.log.Warn("sockets of the container's namespace", "family", p.family, "err", err)
+			}
+			pause = min(max(2*pause, minPause), maxPause)
+			if !sleep(ctx, pause) {
+				return
+			}
+		}
+		select {
+		case <-p.low:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// add asks for n sockets, for which ready has room.
+func (p *pool) add(ctx context.Context, n int) error {
+	files, err := p.ns.Sockets(ctx, p.family, n)
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("none of %d sockets came", n)
+	}
+	for _, f := range files {
+		if err == nil {
+			err = relay.CheckSocket(f, p.family)
+		}
+		if err == nil && n > 0 {
+			p.ready <- f
+			n--
+			continue
+		}
+		_ = f.Close()
+	}
+	return err
+}
+
+func (p *pool) drain() {
+	for {
+		select {
+		case f := <-p.ready:
+			_ = f.Close()
+		default:
+			return
+		}
+	}
+}
+
+// sleep waits; it reports false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
