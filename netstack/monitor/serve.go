@@ -28,6 +28,7 @@ func Serve() error {
 		return fmt.Errorf("monitor: %w", err)
 	}
 	s := &server{conn: conn}
+	defer s.watching.Wait()
 	defer s.close()
 	err = s.serve()
 	if err == nil || conn.send(kindFailed, 0, newFailure(err), nil) == nil {
@@ -38,12 +39,12 @@ func Serve() error {
 
 // server is the monitor's end of a launcher's connection.
 type server struct {
-	conn *conn
-	cfg  Config
+	conn     *conn
+	cfg      Config
+	watching sync.WaitGroup
 
 	mu       sync.Mutex // guards the following fields
 	workload []int      // pidfds
-	gone     bool       // the launcher; a workload guarded from now on is killed at once
 }
 
 func (s *server) serve() error {
@@ -54,7 +55,7 @@ func (s *server) serve() error {
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go s.watch(cancel)
+	s.watching.Go(func() { s.watch(cancel) })
 	return run(ctx, s.cfg, func(r Ready, files []socketFile) error {
 		return s.conn.send(kindReady, 0, readyBody{r, files}, nil)
 	})
@@ -86,7 +87,7 @@ func (s *server) receiveConfig() error {
 		return fmt.Errorf("%w: %d files announced, %d came", errProtocol, len(body.Files), len(msg.fds))
 	}
 	s.cfg = body.Config
-	s.cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: body.Level}))
+	s.cfg.Log = newLogger(body.Level)
 	for i, role := range body.Files {
 		switch role {
 		case fileUser:
@@ -102,6 +103,19 @@ func (s *server) receiveConfig() error {
 		}
 	}
 	return nil
+}
+
+// newLogger writes to standard error, for a person: without the time.
+func newLogger(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{
+		Level: level,
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
 }
 
 // watch takes the launcher's messages until it has gone, and ends everything then.
@@ -131,7 +145,6 @@ func (s *server) watch(cancel context.CancelFunc) {
 func (s *server) killWorkload() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.gone = true
 	for _, fd := range s.workload {
 		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 			s.cfg.Log.Error("the workload cannot be killed", "error", err)
