@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"os/signal"
-	goruntime "runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -127,21 +124,9 @@ type container struct {
 	plan    idmap.Plan
 	signals <-chan os.Signal
 
-	cmd     *exec.Cmd
-	pidfd   *os.File
-	control *net.UnixConn
-	heard   chan event
-	exited  chan struct{} // closed when the process is reaped
-	conn    connection
-	term    *terminal
-	killed  error // why the launcher killed it, nil when it did not
-}
-
-// event is one message of the stage, or how they ended.
-type event struct {
-	m   message
-	f   *os.File
-	err error
+	*stageProcess // nil before launch
+	conn          connection
+	term          *terminal
 }
 
 // start brings the container up to the workload's execve.
@@ -205,71 +190,20 @@ func (c *container) launch(s spec) error {
 		return err
 	}
 	defer config.Close()
-	control, theirs, err := controlPair()
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	c.control = control
 	stdin, err := c.stdin()
 	if err != nil {
 		return err
 	}
 	defer stdin.Close()
-
-	pidfd := -1
-	attr := &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
-		Pdeathsig:  syscall.SIGKILL,
-		PidFD:      &pidfd,
-	}
+	flags := uintptr(namespaceFlags)
 	if s.OwnNetwork {
-		attr.Cloneflags |= syscall.CLONE_NEWNET
+		flags |= syscall.CLONE_NEWNET
 	}
-	c.plan.Configure(attr)
-	c.cmd = exec.Command("/proc/self/exe")
-	c.cmd.Args = []string{phaseEntered, roleArg}
-	c.cmd.Env = []string{}
-	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = stdin, c.cfg.Stdout, c.cfg.Stderr
-	c.cmd.ExtraFiles = []*os.File{theirs, config} // controlFD, specFD
-	c.cmd.SysProcAttr = attr
-
-	started, exited := make(chan error), make(chan struct{})
-	go func() {
-		// The parent death signal comes when the thread that forked ends
-		// (prctl(2)): this one lives as long as the container, and is
-		// never unlocked, so that nothing else ever runs on it.
-		goruntime.LockOSThread()
-		err := c.cmd.Start()
-		started <- err
-		if err != nil {
-			return
-		}
-		_ = c.cmd.Wait() // the status is in c.cmd.ProcessState
-		close(exited)
-	}()
-	if err := <-started; err != nil {
-		return startError(err)
-	}
-	c.exited = exited
-	if pidfd < 0 {
-		return errors.New("no pidfd for the container: Linux 5.12 or newer is needed")
-	}
-	c.pidfd = os.NewFile(uintptr(pidfd), "container")
-	c.heard = make(chan event)
-	go listen(c.control, c.heard)
-	return nil
-}
-
-// startError explains a clone that the machine forbids.
-func startError(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
-		return fmt.Errorf("make the container's namespaces: %w; the limit is reached: run: sudo sysctl -w user.max_user_namespaces=15000", err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("make the container's namespaces: %w; run slipway doctor for the reason", err)
-	}
-	return fmt.Errorf("make the container's namespaces: %w", err)
+	c.stageProcess, err = startStage(stageConfig{
+		role: phaseEntered, flags: flags, plan: c.plan,
+		stdin: stdin, stdout: c.cfg.Stdout, stderr: c.cfg.Stderr, files: []*os.File{config}, // specFD
+	})
+	return err
 }
 
 // stdin is what the workload reads: the caller's input with -i, unless a
@@ -283,46 +217,6 @@ func (c *container) stdin() (*os.File, error) {
 		return nil, fmt.Errorf("standard input: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "stdin"), nil
-}
-
-// listen passes on what the stage says; it ends with the stage's end of the
-// socket, and its owner drains the channel.
-func listen(c *net.UnixConn, heard chan<- event) {
-	defer close(heard)
-	for {
-		m, f, err := hear(c)
-		heard <- event{m, f, err}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// namespaces are a waiting stage's, for the network's monitor.
-type namespaces struct {
-	user, net *os.File
-	tap       *os.File // a plain TAP opened inside, or nil
-}
-
-func (c *container) namespaces() (namespaces, error) {
-	var ns namespaces
-	for name, f := range map[string]**os.File{"user": &ns.user, "net": &ns.net} {
-		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.cmd.Process.Pid, name))
-		if err != nil {
-			ns.close()
-			return namespaces{}, fmt.Errorf("open the container's %s namespace: %w", name, err)
-		}
-		*f = file
-	}
-	return ns, nil
-}
-
-func (n *namespaces) close() {
-	for _, f := range []*os.File{n.user, n.net, n.tap} {
-		if f != nil {
-			f.Close()
-		}
-	}
 }
 
 // attach joins the workload's terminal to ours.
@@ -411,13 +305,6 @@ func (c *container) connLost() error {
 	return fmt.Errorf("%s was killed, so the container is too", who)
 }
 
-// died explains a stage that ended without a word.
-func (c *container) died(err error) error {
-	c.kill()
-	state := c.cmd.ProcessState
-	return fmt.Errorf("the container's stage ended before the workload was started (%v): %w", state, err)
-}
-
 // wait is the launcher's life beside a running workload.
 func (c *container) wait(ctx context.Context) (int, error) {
 	var stops []time.Time
@@ -480,31 +367,11 @@ func (c *container) forward(n syscall.Signal) {
 	}
 }
 
-// status is the exit status as a shell has it.
-func (c *container) status() int {
-	ws := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if ws.Signaled() {
-		return 128 + int(ws.Signal())
-	}
-	return ws.ExitStatus()
-}
-
-// kill ends the container, and with its first process everything in its pid
-// namespace, and waits for it.
-func (c *container) kill() {
-	if c.exited == nil {
-		return
-	}
-	if c.pidfd != nil {
-		_ = unix.PidfdSendSignal(int(c.pidfd.Fd()), unix.SIGKILL, nil, 0) // it may be gone
-	} else {
-		_ = c.cmd.Process.Kill()
-	}
-	<-c.exited
-}
-
 // close lets go of everything, whatever came to be.
 func (c *container) close() error {
+	if c.stageProcess == nil {
+		return nil
+	}
 	c.kill()
 	var errs []error
 	if c.term != nil {
@@ -513,18 +380,6 @@ func (c *container) close() error {
 	if c.conn != nil {
 		errs = append(errs, c.conn.Close())
 	}
-	if c.control != nil {
-		c.control.Close()
-	}
-	if c.heard != nil {
-		for e := range c.heard {
-			if e.f != nil {
-				e.f.Close()
-			}
-		}
-	}
-	if c.pidfd != nil {
-		c.pidfd.Close()
-	}
+	c.release()
 	return errors.Join(errs...)
 }

@@ -15,7 +15,6 @@ import (
 
 	"slipway/netstack/tap"
 	"slipway/runtime/caps"
-	"slipway/runtime/doctor"
 	"slipway/runtime/idmap"
 	"slipway/runtime/image"
 	"slipway/runtime/rootfs"
@@ -29,6 +28,8 @@ const (
 	phaseMapped  = "slipway-mapped" // root of the user namespace
 	phaseSealed  = "slipway-sealed" // running from a binary nobody can write
 	roleGuard    = "slipway-guard"  // not in the container: kills it when the launcher is gone
+	roleProbe    = "slipway-probe"  // tries things for the doctor, as phaseEntered
+	roleProbed   = "slipway-probed" // the same, as phaseMapped
 	roleArg      = "stage"
 )
 
@@ -36,12 +37,9 @@ const (
 // becomes the workload, or tells the launcher why not and ends; it never
 // returns.
 func Stage() {
-	switch os.Args[0] {
-	case roleGuard:
+	if os.Args[0] == roleGuard {
 		guard()
 		os.Exit(0)
-	case doctor.Role:
-		os.Exit(doctor.Serve())
 	}
 	// The workload is this thread in the end: capabilities, seccomp and the
 	// parent death signal belong to a thread.
@@ -85,13 +83,15 @@ func stage(phase string) error {
 			// The first execve came before the id map and cost all
 			// capabilities; as uid 0 of a user namespace the next one
 			// gives them back (capabilities(7)).
-			return reexec("/proc/self/exe", phaseMapped)
+			return reexec("/proc/self/exe", phaseMapped, controlFD, specFD)
 		}
 		return seal()
 	case phaseMapped:
 		return seal()
 	case phaseSealed:
 		return enter()
+	case roleProbe, roleProbed:
+		return probe()
 	}
 	return fmt.Errorf("%q: slipway starts this role by itself", phase)
 }
@@ -105,14 +105,14 @@ func seal() error {
 	if err != nil {
 		return err
 	}
-	return reexec(path, phaseSealed)
+	return reexec(path, phaseSealed, controlFD, specFD)
 }
 
-// reexec keeps the control socket and the specification; the environment is
-// empty as it was.
-func reexec(path, phase string) error {
-	for _, fd := range []uintptr{uintptr(controlFD), specFD} {
-		if _, err := unix.FcntlInt(fd, unix.F_SETFD, 0); err != nil {
+// reexec executes this program again with an empty environment, as it was, and
+// keeps the descriptors that it names.
+func reexec(path, phase string, keep ...launcher) error {
+	for _, fd := range keep {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 			return fmt.Errorf("keep descriptor %d: %w", fd, err)
 		}
 	}

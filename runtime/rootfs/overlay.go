@@ -39,9 +39,9 @@ func mountOverlay(lower, upper, work, target string) error {
 // from an overlay, cannot be made again.
 var ErrNoUserXattr = errors.New("a directory of the image that is removed cannot be made again: this kernel's tmpfs has no user extended attributes (Linux 6.6 with CONFIG_TMPFS_XATTR has)")
 
-// ProbeOverlay tries an overlay with all its parts in the current directory,
+// tryOverlay tries an overlay with all its parts in the current directory,
 // which must be a tmpfs: mount, remove a lower directory and make it again.
-func ProbeOverlay() error {
+func tryOverlay() error {
 	const dir = "probe"
 	for _, d := range []string{"lower/d", "upper", "work", "merged"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
@@ -71,9 +71,35 @@ func ProbeOverlay() error {
 	return nil
 }
 
-// probeOverlay is ProbeOverlay for a container that goes on with less.
+// Probe tries in the caller's mount namespace what every container needs: the
+// mount calls (err) and, when those work, an overlay.
+func Probe() (overlay, err error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("make mounts private: %w", err)
+	}
+	r := &Root{}
+	if err := r.stage(); err != nil {
+		return nil, err
+	}
+	fd, err := clone("/dev/null", single)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := setattr(fd, readonly, single); err != nil {
+		return nil, err
+	}
+	fd, err = newFS("proc", nosuid|nodev|noexec)
+	if err != nil {
+		return nil, err
+	}
+	unix.Close(fd)
+	return tryOverlay(), nil
+}
+
+// probeOverlay is tryOverlay for a container that goes on with less.
 func (r *Root) probeOverlay() error {
-	err := ProbeOverlay()
+	err := tryOverlay()
 	if errors.Is(err, ErrNoUserXattr) {
 		r.notice(err.Error())
 		return nil
