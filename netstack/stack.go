@@ -117,7 +117,10 @@ func (s *Stack) assemble() error {
 	if err := s.setTCPOptions(); err != nil {
 		return err
 	}
-	s.dns = dns.New(dns.Config{Resolvers: cfg.Resolvers})
+	var err error
+	if s.dns, err = dns.New(dns.Config{Resolvers: cfg.Resolvers}); err != nil {
+		return err
+	}
 	s.link = link.New(link.Config{
 		Device: cfg.Device,
 		MTU:    cfg.MTU,

@@ -125,7 +125,7 @@ func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
 		_ = conn.Close()
 		return
 	}
-	s.relay(s.ctx, ep, &queue, conn)
+	s.relay(s.ctx, ep, &queue, conn, &s.stats.tcp)
 }
 
 // dial opens the host's side of a flow to dst.
@@ -192,12 +192,12 @@ func (t *guestTCP) unreachable(id stack.TransportEndpointID) {
 }
 
 // relay joins an accepted endpoint and its host socket until the flow ends.
-func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn *net.TCPConn) {
+func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn *net.TCPConn, bytes ...*relay.Bytes) {
 	s.stats.flowsOpen.Add(1)
 	s.stats.flowsTotal.Add(1)
 	defer s.stats.flowsOpen.Add(-1)
 	tuneEndpoint(ep)
-	err := relay.Run(ctx, ep, queue, conn, &s.stats.tcp)
+	err := relay.Run(ctx, ep, queue, conn, bytes...)
 	switch {
 	case err == nil:
 	case errors.Is(err, relay.ErrReset):
@@ -219,26 +219,28 @@ func tuneEndpoint(ep tcpip.Endpoint) {
 // ForwardTCP joins client, a connection accepted on the host, to dst, an address
 // of the guest, through the TAP. The guest sees src as its peer; if src is in use
 // towards dst already, it sees another port of the same address. ForwardTCP
-// returns when the flow has ended; it closes client, with a reset where the guest
-// refused.
+// returns nil when the flow has ended and client is closed. It is counted in
+// relay.BytesFrom(ctx), too.
 //
-// The error wraps syscall.ECONNREFUSED when the guest refused, ErrLimit beyond
-// the bound of flows.
+// With an error the guest was not reached and client is left open: it wraps
+// syscall.ECONNREFUSED when the guest refused, ErrLimit beyond the bound of flows.
 func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error {
 	if !s.begin() {
-		return errors.Join(net.ErrClosed, client.Close())
+		return net.ErrClosed
 	}
 	defer s.end()
 	ep, queue, err := s.dialGuest(ctx, src, dst)
 	if err != nil {
-		_ = client.SetLinger(0)
-		_ = client.Close()
 		return fmt.Errorf("forward %s to %s: %w", src, dst, err)
+	}
+	bytes := []*relay.Bytes{&s.stats.tcp}
+	if b := relay.BytesFrom(ctx); b != nil {
+		bytes = append(bytes, b)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(net.ErrClosed) })()
-	s.relay(ctx, ep, queue, client)
+	s.relay(ctx, ep, queue, client, bytes...)
 	return nil
 }
 

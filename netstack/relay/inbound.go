@@ -66,7 +66,9 @@ func (f *flow) toGuest() {
 			return
 		}
 		if i.read > 0 {
-			f.bytes.ToGuest.Add(uint64(i.read))
+			for _, b := range f.bytes {
+				b.ToGuest.Add(uint64(i.read))
+			}
 		}
 		switch i.werr.(type) {
 		case nil:

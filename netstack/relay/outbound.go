@@ -150,7 +150,9 @@ func (o *outbound) write() bool {
 		f.guestError("read", err)
 		return false
 	}
-	f.bytes.FromGuest.Add(uint64(o.wrote))
+	for _, b := range f.bytes {
+		b.FromGuest.Add(uint64(o.wrote))
+	}
 	f.ep.ModerateRecvBuf(min(o.wrote, math.MaxInt32))
 	return true
 }

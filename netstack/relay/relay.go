@@ -33,7 +33,7 @@ type flow struct {
 	queue *waiter.Queue
 	host  *net.TCPConn
 	raw   syscall.RawConn
-	bytes *Bytes
+	bytes []*Bytes
 
 	finSent atomic.Bool   // the host's FIN went to the guest
 	inbound chan struct{} // closed when the direction host → guest has ended
@@ -46,8 +46,9 @@ type flow struct {
 // as a FIN, a reset as a reset. Run owns both ends and closes them.
 //
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
-// reset, ctx's error when ctx ended it.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn, bytes *Bytes) error {
+// reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
+// it runs.
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn, bytes ...*Bytes) error {
 	f := &flow{ep: ep, queue: queue, host: host, bytes: bytes, inbound: make(chan struct{}), stopped: make(chan struct{})}
 	raw, err := host.SyscallConn()
 	if err != nil {
