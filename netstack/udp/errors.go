@@ -98,13 +98,13 @@ func (s *session) failed(e *sendError) {
 	n := s.nat
 	s.mu.Lock()
 	var dst netip.AddrPort
-	reporter := e.offender
+	reporter := e.Offender
 	for i := range s.peers {
 		p := &s.peers[i]
 		if p.host == e.to {
 			dst = p.guest
 		}
-		if p.host.Addr() == e.offender {
+		if p.host.Addr() == e.Offender {
 			reporter = p.guest.Addr()
 		}
 	}
@@ -119,16 +119,16 @@ func (s *session) failed(e *sendError) {
 	b := quotes.Get().(*quote)
 	defer quotes.Put(b)
 	quote := b.of(s.guest, dst, e.length)
-	if e.v6 != (family == 1) {
+	if e.V6 != (family == 1) {
 		// Route went to the other family, whose numbers mean other things.
 		n.complain(unreachable, quote)
 		return
 	}
-	if reporter.Is4() != (family == 0) || reporter == e.offender && !n.foreign(reporter) {
+	if reporter.Is4() != (family == 0) || reporter == e.Offender && !n.foreign(reporter) {
 		reporter = n.gateway[family]
 	}
 	if !reporter.IsValid() {
 		return
 	}
-	n.sendError(wire.Error{From: reporter, Type: e.kind, Code: e.code, Info: e.info, Quote: quote})
+	n.sendError(wire.Error{From: reporter, Type: e.Type, Code: e.Code, Info: e.Info, Quote: quote})
 }

@@ -19,7 +19,7 @@ import (
 // error. The guest gets an ICMP error, and the datagram is dropped: "host
 // unreachable" when the error is (errors.Is) unix.EHOSTUNREACH or
 // unix.ENETUNREACH, "administratively prohibited" for every other. It must not block; it is asked
-// for the first datagram of a session to an address and once a second afterwards.
+// for the first datagram of a session to an address, and again every 3 s.
 type Route func(dst netip.AddrPort) (netip.AddrPort, error)
 
 // Filtering says from whom a session takes datagrams (RFC 4787 section 5).

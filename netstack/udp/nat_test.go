@@ -541,7 +541,7 @@ func TestPolicyIsAskedAgain(t *testing.T) {
 	allowed = false
 	s := n.session(at(guest4, 4000))
 	s.mu.Lock()
-	s.peers[0].routed -= int64(2 * time.Second)
+	s.peers[0].routed -= int64(reroute)
 	s.mu.Unlock()
 	in(t, n, f)
 	if got := n.Stats(); got.Dropped.Denied != 1 || got.RxDatagrams != 1 {

@@ -8,8 +8,9 @@ import (
 )
 
 // reroute is how long an answer of Config.Route is used before it is asked again,
-// so that a policy that changes reaches flows that exist.
-const reroute = time.Second
+// so that a policy that changes reaches flows that exist. To ask may cost system calls (which
+// addresses are the host's?), so not for each datagram.
+const reroute = 3 * time.Second
 
 // session is one address and port of the guest.
 type session struct {

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"slipway/netstack/internal/wire"
 )
 
 // socketBuffer is asked for in each direction of a host socket, in bytes; the
@@ -178,19 +180,10 @@ func (m *message) readControl() {
 
 // sendError is an ICMP error about a datagram that was sent.
 type sendError struct {
-	to         netip.AddrPort // where the datagram was sent
-	offender   netip.Addr     // who says so; the zero Addr when unknown
-	v6         bool           // ICMPv6
-	kind, code uint8
-	info       uint32 // the MTU, for "fragmentation needed" and "packet too big"
-	length     int    // bytes of the payload that the error has of the datagram
+	wire.ExtendedError
+	to     netip.AddrPort // where the datagram was sent
+	length int            // bytes of the payload that the error has of the datagram
 }
-
-// Origins of struct sock_extended_err, include/uapi/linux/errqueue.h.
-const (
-	originICMP  = 2
-	originICMP6 = 3
-)
 
 // readError takes an error from what MSG_ERRQUEUE returned; false when it is not
 // about an ICMP message.
@@ -198,21 +191,9 @@ func (m *message) readError(e *sendError) bool {
 	found := false
 	*e = sendError{to: m.src, length: m.n}
 	m.each(func(level, kind int32, data []byte) {
-		switch {
-		case len(data) < 16:
-			return
-		case level == unix.SOL_IP && kind == unix.IP_RECVERR && data[4] == originICMP:
-		case level == unix.SOL_IPV6 && kind == unix.IPV6_RECVERR && data[4] == originICMP6:
-			e.v6 = true
-		default:
-			return
+		if x, ok := wire.ParseExtendedError(level, kind, data); ok {
+			e.ExtendedError, found = x, true
 		}
-		found = true
-		e.kind, e.code = data[5], data[6]
-		e.info = binary.NativeEndian.Uint32(data[8:])
-		var from sockaddr // SO_EE_OFFENDER: the address behind the structure
-		copy(from.raw[:], data[16:])
-		e.offender = from.addrPort().Addr()
 	})
 	return found
 }

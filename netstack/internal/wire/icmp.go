@@ -14,6 +14,8 @@ const (
 	Unreachable6    = 1
 	CodeProhibited6 = 1
 	CodeAddress6    = 3
+	TimeExceeded4   = 11
+	TimeExceeded6   = 3
 
 	maxQuote4 = 576 - IPv4Len - ICMPLen     // RFC 1812 section 4.3.2.3
 	maxQuote6 = MinMTU6 - IPv6Len - ICMPLen // RFC 4443 section 2.4(c)
@@ -42,6 +44,14 @@ func HostUnreachable(from netip.Addr, quote []byte) Error {
 		return Error{From: from, Type: Unreachable4, Code: CodeHost4, Quote: quote}
 	}
 	return Error{From: from, Type: Unreachable6, Code: CodeAddress6, Quote: quote}
+}
+
+// TimeExceeded is the error about a packet whose TTL ends here.
+func TimeExceeded(from netip.Addr, quote []byte) Error {
+	if from.Is4() {
+		return Error{From: from, Type: TimeExceeded4, Quote: quote}
+	}
+	return Error{From: from, Type: TimeExceeded6, Quote: quote}
 }
 
 // Error sends an error message to the sender of the packet that it quotes. It does
