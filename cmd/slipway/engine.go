@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"slipway/metrics"
+	"slipway/netstack"
+	"slipway/netstack/confine"
+	"slipway/netstack/monitor"
+	"slipway/netstack/tap"
+	"slipway/portfwd"
+)
+
+// engine is the process that reads the container's packets. It is locked down
+// before the first of them.
+func engine() error {
+	client, start, err := monitor.Connect()
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	var cfg engineConfig
+	if err := json.Unmarshal(start.Config, &cfg); err != nil {
+		return fmt.Errorf("engine: configuration: %w", err)
+	}
+	if cfg.Sandbox != "off" {
+		if err := confine.Lock(); err != nil {
+			return fmt.Errorf("engine: lock down (--sandbox=off runs without): %w", err)
+		}
+	}
+	device, err := tap.Adopt(start.Device, tapName, start.Offload)
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	stack, err := netstack.New(netstack.Config{
+		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: cfg.Limits,
+		Resolvers: client.Resolvers,
+		Policy: netstack.Policy{
+			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
+			Listeners: ownListeners(start.Listeners), Local: netstack.HostAddresses{},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	defer stack.Close()
+	ports := portfwd.New(portfwd.Config{
+		Stack: stack, Namespace: client, Kernel: start.Kernel,
+		Guest4: cfg.Network.Guest4(), Guest6: cfg.Network.Guest6(),
+		Gateway4: cfg.Network.Gateway4(), Gateway6: cfg.Network.Gateway6(),
+		Prefixes: []netip.Prefix{cfg.Network.Prefix4, cfg.Network.Prefix6},
+		Log:      logger(),
+	})
+	defer ports.Close()
+	if err := serve(cfg, start, stack, ports); err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	if err := client.Ready(); err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	<-client.Done()
+	return nil
+}
+
+// serve hands the listeners to those who accept on them.
+func serve(cfg engineConfig, start *monitor.StartMessage, stack *netstack.Stack, ports *portfwd.Manager) error {
+	want := len(cfg.Publish)
+	if cfg.Metrics {
+		want++
+	}
+	if len(start.Listeners) != want {
+		return fmt.Errorf("got %d groups of listeners, want %d", len(start.Listeners), want)
+	}
+	for i, s := range cfg.Publish {
+		if err := ports.Add(s, start.Listeners[i]); err != nil {
+			return err
+		}
+	}
+	if !cfg.Metrics {
+		return nil
+	}
+	exporter := metrics.New(source{stack: stack, ports: ports, restarts: start.Restarts}, version)
+	for _, f := range start.Listeners[want-1] {
+		l, err := net.FileListener(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("metrics: %w", err)
+		}
+		go func() {
+			if err := exporter.Serve(l); err != nil {
+				logger().Error("metrics ended", "error", err)
+			}
+		}()
+	}
+	return nil
+}
+
+// ownListeners are the addresses at which this network itself listens.
+func ownListeners(groups [][]*os.File) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, g := range groups {
+		for _, f := range g {
+			if a, ok := localAddr(f); ok {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}

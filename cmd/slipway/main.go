@@ -1,0 +1,91 @@
+// Command slipway gives rootless containers a fast network: it launches them (run),
+// attaches to what others launched (attach), measures (bench) and explains what a
+// host lacks (doctor).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"slipway/netstack/monitor"
+	"slipway/runtime"
+)
+
+// version is set by the linker.
+var version = "0.1.0-dev"
+
+// exitError carries the exit status of a command that has said what there is to
+// say.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() {
+	if filepath.Base(os.Args[0]) == "slirp4netns" {
+		fmt.Fprintln(os.Stderr, "slirp4netns: this version of slipway does not have the slirp4netns command line yet; use: slipway attach --pid PID")
+		os.Exit(1)
+	}
+	if len(os.Args) == 2 {
+		if role, ok := roles[os.Args[1]]; ok {
+			os.Exit(exitStatus(role()))
+		}
+	}
+	os.Exit(exitStatus(command()))
+}
+
+// roles are the processes that slipway starts of itself.
+var roles = map[string]func() error{
+	"monitor": monitor.Serve,
+	"engine":  engine,
+	"stage":   func() error { runtime.Stage(); return nil },
+}
+
+func command() error {
+	// SIGINT and SIGTERM end what runs in order; run passes them to the workload
+	// instead and takes them over itself.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use:           "slipway",
+		Short:         "Fast networks for rootless containers",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetVersionTemplate("slipway version {{.Version}}\n")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newRunCmd(), newAttachCmd(), newBenchCmd(), newDoctorCmd())
+	return root.ExecuteContext(ctx)
+}
+
+func exitStatus(err error) int {
+	var status exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	}
+	fmt.Fprintf(os.Stderr, "slipway: %v\n", err)
+	return 1
+}
+
+// logger writes what a person should know to stderr, one line each.
+func logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"maps"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"slipway/metrics"
+	"slipway/netstack"
+	"slipway/portfwd"
+)
+
+// source shows the numbers of the stack and of the published ports as metrics.
+type source struct {
+	stack    *netstack.Stack
+	ports    *portfwd.Manager
+	restarts int
+}
+
+var _ metrics.Source = source{}
+
+// Snapshot implements metrics.Source.
+func (s source) Snapshot() metrics.Snapshot {
+	n := s.stack.Stats()
+	drops := maps.Clone(n.Link.Dropped)
+	d := n.UDP.Dropped
+	maps.Copy(drops, map[string]uint64{
+		"udp_malformed": d.Malformed, "udp_bad_checksum": d.Checksum, "udp_multicast": d.Multicast,
+		"udp_denied": d.Denied, "udp_unreachable": d.Unreachable, "udp_no_socket": d.Socket,
+		"udp_send_buffer_full": d.Buffer, "udp_send_failed": d.Send, "udp_filtered": d.Filtered,
+		"udp_device_refused": d.Write, "udp_no_client_address": d.Clients,
+		"tx_queue_full": n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
+	})
+	out := metrics.Snapshot{
+		Link: metrics.Traffic{
+			FromBytes: n.Link.RxBytes, ToBytes: n.Link.TxBytes, FromPackets: n.Link.RxPackets, ToPackets: n.Link.TxPackets,
+		},
+		Drops:        drops,
+		TCPFromBytes: n.TCPFromGuest, TCPToBytes: n.TCPToGuest,
+		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
+		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
+		Retransmits: n.GVisor["tcp_retransmits"],
+		Refused:     map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused},
+		UDP: metrics.UDP{
+			Traffic: metrics.Traffic{
+				FromBytes: n.UDP.RxBytes, ToBytes: n.UDP.TxBytes, FromPackets: n.UDP.RxDatagrams, ToPackets: n.UDP.TxDatagrams,
+			},
+			SessionsOpen: int64(n.UDP.Sessions), SessionsTotal: n.UDP.SessionsTotal, SessionsEvicted: n.UDP.SessionsEvicted,
+		},
+		EngineRestarts: uint64(s.restarts),
+		GVisor:         n.GVisor,
+	}
+	for _, p := range s.ports.List() {
+		port := metrics.Port{
+			Protocol: string(p.Spec.Proto), ContainerPort: p.Spec.ContainerPort, Path: p.Path,
+			Open: int64(p.Stats.Open), Total: p.Stats.Flows,
+			Refused:   p.Stats.Refused + p.Stats.TimedOut + p.Stats.Failed + p.Stats.Limited,
+			FromBytes: p.Stats.FromGuest, ToBytes: p.Stats.ToGuest,
+		}
+		if len(p.Bound) > 0 {
+			port.Listen = p.Bound[0].String()
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+// localAddr is the address that a socket is bound to; false for unix sockets.
+func localAddr(f *os.File) (netip.AddrPort, bool) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	var sa unix.Sockaddr
+	if err := raw.Control(func(fd uintptr) { sa, _ = unix.Getsockname(int(fd)) }); err != nil {
+		return netip.AddrPort{}, false
+	}
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), true
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), true
+	}
+	return netip.AddrPort{}, false
+}
