@@ -28,6 +28,13 @@ type hop struct {
 	control control
 }
 
+// limit hands the TTL of a datagram on.
+func (h *hop) limit(ttl uint8) {
+	if ttl != usualTTL {
+		h.control = hopLimit(ttl, h.name.n == unix.SizeofSockaddrInet4)
+	}
+}
+
 // batch is a run of datagrams that wait to be sent as one message.
 type batch struct {
 	buf     [batchMax]byte

@@ -24,6 +24,7 @@ type grievance int
 const (
 	prohibited grievance = iota
 	unreachable
+	timeExceeded
 )
 
 // refuse counts a datagram that Config.Route refused and tells the guest.
@@ -47,11 +48,14 @@ func (n *NAT) complain(why grievance, quote []byte) {
 	if !from.IsValid() {
 		return
 	}
-	if why == prohibited {
+	switch why {
+	case prohibited:
 		n.sendError(wire.Prohibited(from, quote))
-		return
+	case unreachable:
+		n.sendError(wire.HostUnreachable(from, quote))
+	case timeExceeded:
+		n.sendError(wire.TimeExceeded(from, quote))
 	}
-	n.sendError(wire.HostUnreachable(from, quote))
 }
 
 // complainAbout sends an ICMP error about a datagram that is gone.

@@ -240,8 +240,9 @@ func (n *NAT) Input(h tap.Header, frame []byte) bool {
 	if s != nil {
 		var hop hop
 		var ok bool
-		if hop, found, ok = s.known(d.dst, now); ok {
+		if hop, found, ok = s.known(d.dst, now); ok && !n.expires(&d) {
 			s.seen.Store(now)
+			hop.limit(d.ttl)
 			s.out.send(&hop, &d)
 			return true
 		}
@@ -253,8 +254,19 @@ func (n *NAT) Input(h tap.Header, frame []byte) bool {
 	return true
 }
 
+// expires reports whether a datagram may go no further than to us, a router on its
+// way unless it is for the gateway itself.
+func (n *NAT) expires(d *datagram) bool {
+	return d.ttl <= 1 && d.dst.Addr() != n.gateway[0] && d.dst.Addr() != n.gateway[1]
+}
+
 // first sends a datagram after Route was asked.
 func (n *NAT) first(s *session, d *datagram, found bool) {
+	if n.expires(d) {
+		n.count.ttl.Add(uint64(d.count()))
+		n.complain(timeExceeded, d.ip)
+		return
+	}
 	host, err := n.route(d.dst)
 	host = netip.AddrPortFrom(host.Addr().Unmap(), host.Port())
 	if err == nil && (!host.IsValid() || host.Port() == 0 || host.Addr().Zone() != "") {
@@ -287,6 +299,7 @@ func (n *NAT) first(s *session, d *datagram, found bool) {
 		return
 	}
 	s.seen.Store(n.now.Load())
+	hop.limit(d.ttl)
 	s.out.send(&hop, d)
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -523,6 +524,156 @@ func TestPortUnreachableIsRelayed(t *testing.T) {
 	}
 }
 
+// The TTL goes on less one, so that traceroute finds the routers on the way.
+func TestTTL(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		server         string
+		guest, gateway netip.Addr
+		elsewhere      netip.AddrPort
+		ttl            int // offset in the frame
+		error          []byte
+	}{
+		{"IPv4", "127.0.0.1:0", guest4, gateway4, netip.MustParseAddrPort("127.0.0.9:9"), 22, []byte{11, 0}},
+		{"IPv6", "[::1]:0", guest6, gateway6, netip.MustParseAddrPort("[2001:db8::1]:9"), 21, []byte{3, 0}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := newGuest()
+			n := newNAT(t, testConfig(g))
+			server, addr := hostSocket(t, tt.server)
+			raw, err := server.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			level, option := unix.SOL_IP, unix.IP_RECVTTL
+			if tt.name == "IPv6" {
+				level, option = unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT
+			}
+			if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }); cerr != nil || err != nil {
+				t.Fatal(cerr, err)
+			}
+			src, dst := at(tt.guest, 4000), at(tt.gateway, addr.Port())
+			with := func(dst netip.AddrPort, ttl byte) []byte {
+				return edit(udpFrame(src, dst, []byte("x")), func(f []byte) []byte {
+					f[tt.ttl] = ttl
+					if f[12] == 0x08 {
+						fixIPv4(f)
+					}
+					return f
+				})
+			}
+			for _, ttl := range []struct{ sent, want byte }{{9, 8}, {255, 254}, {64, 64}, {1, 1}} {
+				in(t, n, with(dst, ttl.sent))
+				control := make([]byte, 100)
+				_, c, _, _, err := server.ReadMsgUDPAddrPort(make([]byte, 10), control)
+				if err != nil {
+					t.Fatal(err)
+				}
+				messages, err := unix.ParseSocketControlMessage(control[:c])
+				if err != nil || len(messages) != 1 || messages[0].Data[0] != ttl.want {
+					t.Errorf("TTL %d on the way for %d, want %d (%v)", messages[0].Data[0], ttl.sent, ttl.want, err)
+				}
+			}
+			in(t, n, with(tt.elsewhere, 1))
+			b := g.next(t).frame
+			at := 34
+			if b[12] == 0x86 {
+				at = 54
+			}
+			if !bytes.Equal(b[at:at+2], tt.error) {
+				t.Errorf("type and code % x, want % x", b[at:at+2], tt.error)
+			}
+			if diff := cmp.Diff(Dropped{TTL: 1}, n.Stats().Dropped); diff != "" {
+				t.Errorf("dropped (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What the host's kernel refuses to send is told to the guest, too.
+func TestHostRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		host string
+		code byte
+		want Dropped
+	}{
+		{"no route", "192.0.2.1:9", 1, Dropped{Unreachable: 1}},
+		{"prohibited", "127.255.255.255:9", 13, Dropped{Denied: 1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			runtime.LockOSThread() // for good: the thread's namespace is nobody else's
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				t.Skipf("no network namespace for the test: %v", err)
+			}
+			g := newGuest()
+			cfg := testConfig(g)
+			cfg.Route = func(netip.AddrPort) (netip.AddrPort, error) { return netip.MustParseAddrPort(tt.host), nil }
+			n := newNAT(t, cfg)
+			if tt.code == 13 {
+				loopbackUp(t)
+			}
+			f := udpFrame(at(guest4, 4000), netip.MustParseAddrPort("203.0.113.1:9"), []byte("hello"))
+			in(t, n, f)
+			if diff := cmp.Diff(tt.want, n.Stats().Dropped); diff != "" {
+				t.Errorf("dropped (-want +got):\n%s", diff)
+			}
+			b := g.next(t).frame
+			if b[34] != 3 || b[35] != tt.code {
+				t.Errorf("type %d code %d, want 3 %d", b[34], b[35], tt.code)
+			}
+			if quote := b[42:]; !bytes.Equal(quote[12:26], f[26:40]) {
+				t.Errorf("quote % x, want % x", quote, f[14:42])
+			}
+		})
+	}
+}
+
+func loopbackUp(t *testing.T) {
+	t.Helper()
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(s)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Without descriptors there are no new sessions, and the others go on.
+func TestOutOfDescriptors(t *testing.T) {
+	n := newNAT(t, testConfig(newGuest()))
+	server, addr := hostSocket(t, "127.0.0.1:0")
+	frame := func(port uint16) []byte {
+		return udpFrame(at(guest4, port), at(gateway4, addr.Port()), []byte("x"))
+	}
+	in(t, n, frame(1))
+	read(t, server)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	in(t, n, frame(2), frame(1))
+	read(t, server)
+	if s := n.Stats(); s.Dropped.Socket != 1 || s.Sessions != 1 || s.RxDatagrams != 2 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 func TestPolicyIsAskedAgain(t *testing.T) {
 	g := newGuest()
 	cfg := testConfig(g)
@@ -792,4 +943,16 @@ func TestAllocations(t *testing.T) {
 		t.Error("no frame was written")
 	}
 	n.closed.Store(false) // so that Close does all of its work
+}
+
+func BenchmarkFromGuest(b *testing.B) {
+	n := newNAT(b, testConfig(newGuest()))
+	_, addr := hostSocket(b, "127.0.0.1:0")
+	f := udpFrame(at(guest4, 4000), at(gateway4, addr.Port()), make([]byte, 1400))
+	b.SetBytes(1400)
+	b.ReportAllocs()
+	for b.Loop() {
+		n.Input(tap.Header{Flags: tap.FlagNeedsCsum}, f)
+	}
+	n.Flush()
 }

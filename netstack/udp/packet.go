@@ -21,7 +21,8 @@ const (
 type datagram struct {
 	src, dst netip.AddrPort
 	payload  []byte
-	segment  int    // 0 unless a run
+	segment  int // 0 unless a run
+	ttl      uint8
 	ip       []byte // the IP packet, for an ICMP error about it
 }
 
@@ -64,6 +65,7 @@ func parse(h tap.Header, frame []byte) (datagram, verdict) {
 		src:     netip.AddrPortFrom(p.Src, sport),
 		dst:     netip.AddrPortFrom(p.Dst, dport),
 		payload: u[wire.UDPLen:n],
+		ttl:     p.TTL,
 		ip:      p.IP,
 	}
 	switch h.GSOType &^ tap.GSOECN {

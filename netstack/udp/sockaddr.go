@@ -45,8 +45,8 @@ func (s *sockaddr) addrPort() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// control is ancillary data that goes with every datagram of a client: from which
-// of our addresses it leaves.
+// control is ancillary data that goes with a datagram: from which of our addresses
+// the reply to a client leaves, or another TTL than usual.
 type control struct {
 	raw [40]byte // unix.CmsgSpace(unix.SizeofInet6Pktinfo)
 	n   uint8
@@ -85,5 +85,21 @@ func source(local netip.Addr, ifindex uint32) control {
 		binary.NativeEndian.PutUint32(d[16:], ifindex)
 	}
 	c.n = uint8(unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	return c
+}
+
+// usualTTL is what a guest's kernel sends with unless told otherwise
+// (net.ipv4.ip_default_ttl). Such a datagram gets the host's own.
+const usualTTL = 64
+
+// hopLimit makes the control message for a datagram that came with ttl.
+func hopLimit(ttl uint8, is4 bool) control {
+	var c control
+	level, kind := int32(unix.SOL_IPV6), int32(unix.IPV6_HOPLIMIT)
+	if is4 {
+		level, kind = unix.SOL_IP, unix.IP_TTL
+	}
+	binary.NativeEndian.PutUint32(putCmsg(c.raw[:], level, kind, 4), uint32(max(ttl, 2)-1))
+	c.n = uint8(unix.CmsgSpace(4))
 	return c
 }

@@ -28,6 +28,7 @@ type Dropped struct {
 	Multicast   uint64 // broadcast and multicast destinations
 	Denied      uint64 // refused by Config.Route
 	Unreachable uint64 // no route: Config.Route's EHOSTUNREACH and ENETUNREACH, or the host's
+	TTL         uint64 // used up: traceroute asks who we are
 	Socket      uint64 // no host socket to be had
 	Buffer      uint64 // the host socket's send buffer was full
 	Send        uint64 // the host refused the datagram for another reason
@@ -118,7 +119,7 @@ type counters struct {
 	nat, pub traffic
 	local    atomic.Uint64
 
-	malformed, checksum, multicast, denied, unreachable, socket,
+	malformed, checksum, multicast, denied, unreachable, ttl, socket,
 	buffer, send, filtered, write, closed, clients atomic.Uint64
 
 	icmp, icmpLimited atomic.Uint64
@@ -144,6 +145,7 @@ func (n *NAT) Stats() Stats {
 			Multicast:   c.multicast.Load(),
 			Denied:      c.denied.Load(),
 			Unreachable: c.unreachable.Load(),
+			TTL:         c.ttl.Load(),
 			Socket:      c.socket.Load(),
 			Buffer:      c.buffer.Load(),
 			Send:        c.send.Load(),
