@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/docker/go-connections/nat"
 )
@@ -35,6 +36,9 @@ func Parse(values []string) ([]Spec, error) {
 	taken := conflicts{}
 	for _, value := range values {
 		mappings, err := nat.ParsePortSpec(value)
+		if strings.HasPrefix(value, "[]") { // nat takes it for no ip, which is every address
+			err = errors.New("invalid IP address: []")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("publish %q: %w: %w: %s", value, ErrSyntax, err, syntax)
 		}
