@@ -3,13 +3,14 @@ package confine
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"syscall"
 	"unsafe"
 
 	"github.com/elastic/go-seccomp-bpf"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
+
+	"slipway/netstack/confine/filter"
 )
 
 // ErrNotSupported is wrapped when the lock-down cannot be put on all threads:
@@ -100,15 +101,12 @@ func restrictPaths() error {
 	return nil
 }
 
-// filterCalls loads the seccomp filter into all threads and checks that it is
-// there: the library takes TSYNC's way to fail, the id of a thread that could not
-// be synchronised, for success.
+// filterCalls loads the seccomp filter into all threads, and checks on each that it
+// is there.
 func filterCalls() error {
-	runtime.LockOSThread() // no_new_privs and the filter belong to one thread until TSYNC
-	defer runtime.UnlockOSThread()
-	err := seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: policy(unix.Getpid())})
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("%w: seccomp filters need Linux 3.17 with CONFIG_SECCOMP_FILTER: %w", ErrNotSupported, err)
+	err := filter.Load(policy(unix.Getpid()), seccomp.FilterFlagTSync)
+	if errors.Is(err, filter.ErrNotSupported) {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	if err != nil {
 		return err

@@ -44,10 +44,6 @@ var allowedHere = map[string][]string{
 const newFlags = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
 
 // policy is the allow-list for the process pid.
-//
-// Each call that depends on arguments is a group of its own: the library resolves
-// jumps of more than 255 instructions wrongly (v1.6.0, Program.insertAfter does not
-// move the targets that are resolved already), so no group may grow that long.
 func policy(pid int) seccomp.Policy {
 	groups := []seccomp.SyscallGroup{{
 		Action: seccomp.ActionAllow,
@@ -90,7 +86,7 @@ func policy(pid int) seccomp.Policy {
 	allow("prctl", oneOf(0, unix.PR_SET_VMA, unix.PR_GET_SECCOMP)...)
 
 	return seccomp.Policy{
-		DefaultAction: seccomp.ActionErrno, // EPERM, Program.Ret
+		DefaultAction: seccomp.ActionErrno, // EPERM
 		Syscalls:      groups,
 	}
 }

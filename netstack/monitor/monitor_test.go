@@ -606,3 +606,9 @@ func TestGivenDevice(t *testing.T) {
 	}
 	s.Close()
 }
+
+// The same as an ordinary user, who joins the user namespace, and whose processes
+// depend on not being dumpable.
+func TestAsOrdinaryUser(t *testing.T) {
+	nstest.RunAsOrdinaryUser(t, "TestRun", "TestStart", "TestEngineKilled", "TestLauncherKilled", "TestMonitorKilled")
+}

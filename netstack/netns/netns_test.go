@@ -2,6 +2,7 @@ package netns_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -317,7 +318,7 @@ func TestRootOpensPrivateNode(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	path := nstest.Mknod(t, 0o600)
+	path := filepath.Join(nstest.Mknod(t, map[string]os.FileMode{"tun": 0o600}), "tun")
 	target := nstest.New(t).Target(t)
 	if target.User == nil {
 		t.Fatal("the namespace has no user namespace of its own")
@@ -336,63 +337,86 @@ func TestRootOpensPrivateNode(t *testing.T) {
 
 // The same tests as an ordinary user, who has to join the user namespace first.
 func TestAsOrdinaryUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to become another user")
-	}
-	if testing.Short() {
-		t.Skip("runs the package's tests again")
-	}
-	dir, err := os.MkdirTemp("/tmp", "slipway-netns")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(dir, "netns.test")
-	self, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(binary, self, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	nodes := map[string]uint32{"open": 0o666, "closed": 0o600}
-	for name, mode := range nodes {
-		path := filepath.Join(dir, name)
-		if err := unix.Mknod(path, unix.S_IFCHR|mode, int(unix.Mkdev(10, 200))); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, os.FileMode(mode)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(binary, "-test.v", "-test.short")
-	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=/tmp", "SLIPWAY_TEST_TUN=" + filepath.Join(dir, "open"), "SLIPWAY_TEST_CLOSED_TUN=" + filepath.Join(dir, "closed")}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: nstest.UnprivilegedID + 1, Gid: nstest.UnprivilegedID + 1}}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	for _, name := range []string{"TestOpenTUNConfigure", "TestKeepReplies", "TestForbiddenNode"} {
-		if !strings.Contains(string(out), "--- PASS: "+name) && !strings.Contains(string(out), "user namespaces here") {
-			t.Errorf("%s did not run as an ordinary user:\n%s", name, out)
-		}
-	}
+	nstest.RunAsOrdinaryUser(t, "TestOpenTUNConfigure", "TestKeepReplies", "TestForbiddenNode", "TestChildNotDumpable")
 }
 
 func TestForbiddenNode(t *testing.T) {
-	path := os.Getenv("SLIPWAY_TEST_CLOSED_TUN")
-	if path == "" {
-		t.Skip("needs a TUN node that this user may not open; run by TestAsOrdinaryUser")
-	}
+	path := nstest.ClosedTUN(t)
 	target := nstest.New(t).Target(t)
 	_, err := target.OpenTUN(path)
 	if !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "sudo chmod 0666 "+path) {
 		t.Errorf("got %v, want EACCES and the command that mends it", err)
 	}
+}
+
+// While the child is in the container's namespaces nobody but root sees what it
+// holds. A lease makes its open wait (fcntl(2), F_SETLEASE), so that it can be
+// looked at.
+func TestChildNotDumpable(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("needs an ordinary user: root's processes look the same either way")
+	}
+	n := nstest.New(t)
+	target := n.Target(t)
+	path := filepath.Join(t.TempDir(), "leased")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("no leases here: %v", err)
+	}
+	result := make(chan error, 1)
+	go func() {
+		_, err := target.OpenTUN(path)
+		result <- err
+	}()
+	var st unix.Stat_t
+	for deadline := time.Now().Add(3 * time.Second); ; {
+		if pid := openingChild(t, n.PID); pid != 0 && unix.Stat(fmt.Sprintf("/proc/%d/fd", pid), &st) == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the child was not seen")
+		}
+	}
+	if st.Uid != 0 { // task_dump_owner in fs/proc/base.c
+		t.Errorf("the child's descriptors belong to uid %d, want 0", st.Uid)
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK); err != nil {
+		t.Error(err)
+	}
+	var e *netns.Error
+	if err := <-result; !errors.As(err, &e) || e.Step != netns.StepCheck {
+		t.Errorf("got %v, want step %q", err, netns.StepCheck)
+	}
+}
+
+// openingChild is the child of this process that is not other and sleeps, 0 if
+// there is none.
+func openingChild(t *testing.T, other int) int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		_, after, _ := strings.Cut(string(b), ") ")
+		var state string
+		var parent, pid int
+		if _, err := fmt.Sscan(after, &state, &parent); err != nil || parent != os.Getpid() {
+			continue
+		}
+		if _, err := fmt.Sscan(string(b), &pid); err == nil && pid != other && (state == "S" || state == "D") {
+			return pid
+		}
+	}
+	return 0
 }
 
 // A busy process: garbage collection, other goroutines, other children, and many

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -20,6 +19,9 @@ import (
 // UnprivilegedID is the id on the host that root's test namespaces map their root
 // to: one of no account, as in a container that root starts.
 const UnprivilegedID = 231072
+
+// noUserNamespaces is why a test is skipped where they are forbidden.
+const noUserNamespaces = "no user namespaces here"
 
 // Namespace is a user namespace that owns a network namespace, held by a process
 // that waits.
@@ -44,6 +46,11 @@ func New(t testing.TB) *Namespace {
 	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: id, Size: 1}}
 	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}}
 	attr.Credential = &syscall.Credential{Uid: 0, Gid: 0, NoSetGroups: os.Getuid() != 0}
+	// Where the calling process is not dumpable, neither is its child before exec, and
+	// only root may write its id maps.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
 	// cat says that it is there by repeating a line: exec has happened, and with it
 	// everything before.
 	cmd := exec.Command("cat")
@@ -58,7 +65,7 @@ func New(t testing.TB) *Namespace {
 	}
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES) {
-			t.Skipf("no user namespaces here: %v", err)
+			t.Skipf("%s: %v", noUserNamespaces, err)
 		}
 		t.Fatal(err)
 	}
@@ -98,35 +105,4 @@ func (n *Namespace) Target(t testing.TB) netns.Target {
 	}
 	t.Cleanup(func() { target.Close() })
 	return target
-}
-
-// TUN returns the path of a TUN node that the caller may open for a namespace of
-// New, or skips the test. Root may open one of mode 0600, and gives ordinary users
-// one by SLIPWAY_TEST_TUN.
-func TUN(t testing.TB) string {
-	t.Helper()
-	path := os.Getenv("SLIPWAY_TEST_TUN")
-	if path == "" {
-		path = netns.TUNPath
-	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("no TUN node that this user may open (or one in SLIPWAY_TEST_TUN): %v", err)
-	}
-	f.Close()
-	return path
-}
-
-// Mknod makes a TUN node of the given mode in a directory of the test's own, or
-// skips the test when the caller may not.
-func Mknod(t testing.TB, mode uint32) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "tun")
-	if err := unix.Mknod(path, unix.S_IFCHR|mode, int(unix.Mkdev(10, 200))); err != nil {
-		t.Skipf("no mknod here: %v", err)
-	}
-	if err := os.Chmod(path, os.FileMode(mode)); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
