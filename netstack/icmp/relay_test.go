@@ -65,6 +65,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run()) // the tests say what is missing
 }
 
+// everybody lets the tests' group have ping sockets; nobody is the kernel's default, which an
+// ordinary user's namespace cannot set.
+const (
+	everybody = "0 0"
+	nobody    = ""
+)
+
 // namespace moves the test's thread into a new network namespace with a working
 // loopback. The thread is not used again: it ends with the test.
 func namespace(t *testing.T, groups string) {
@@ -73,10 +80,17 @@ func namespace(t *testing.T, groups string) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Skipf("no network namespace for the test: %v", err)
 	}
+	if groups != nobody {
+		allow(t, groups)
+	}
+	flags(t, "lo")
+}
+
+func allow(t *testing.T, groups string) {
+	t.Helper()
 	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0); err != nil {
 		t.Skipf("cannot set ping_group_range in a network namespace: %v", err)
 	}
-	flags(t, "lo")
 }
 
 // flags brings an interface up.
@@ -242,7 +256,7 @@ func TestEcho(t *testing.T) {
 		{"IPv6", guest6, world6, 129, "/proc/sys/net/ipv6/conf/lo/hop_limit"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			namespace(t, "0 0")
+			namespace(t, everybody)
 			// The reply's TTL is the remote's, not ours.
 			if err := os.WriteFile(tt.ttl, []byte("77"), 0); errors.Is(err, os.ErrNotExist) {
 				t.Skipf("no IPv6 here: %v", err)
@@ -281,7 +295,7 @@ func TestEcho(t *testing.T) {
 
 // What comes back from the network goes through a TUN device that the test reads.
 func TestWayThere(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		t.Skipf("no /dev/net/tun here: %v", err)
@@ -413,7 +427,7 @@ func TestNotTaken(t *testing.T) {
 }
 
 func TestDropped(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	for _, tt := range []struct {
 		name    string
 		frame   []byte
@@ -460,7 +474,7 @@ func TestDropped(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	namespace(t, "1 0") // nobody: the kernel's default
+	namespace(t, nobody)
 	r, frames := newRelay(t, Limits{})
 	err := r.Unavailable()
 	if !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), `sudo sysctl -w net.ipv4.ping_group_range="0 2147483647"`) {
@@ -473,9 +487,7 @@ func TestUnavailable(t *testing.T) {
 		t.Errorf("stats %+v, %d frames", got, len(frames))
 	}
 	// The fix works while we run.
-	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
-		t.Fatal(err)
-	}
+	allow(t, everybody)
 	if !r.Input(tap.Header{}, echo(guest4, world4, 64, 1, 2, "x")) {
 		t.Error("not taken")
 	}
@@ -488,7 +500,7 @@ func TestUnavailable(t *testing.T) {
 }
 
 func TestSessionsAreBounded(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	r, frames := newRelay(t, Limits{Sessions: 2})
 	for id := range uint16(5) {
 		if !r.Input(tap.Header{}, echo(guest4, world4, 64, id, 1, "x")) {
@@ -504,7 +516,7 @@ func TestSessionsAreBounded(t *testing.T) {
 }
 
 func TestIdleSessionsEnd(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	r, frames := newRelay(t, Limits{Idle: 20 * time.Millisecond})
 	if !r.Input(tap.Header{}, echo(guest4, world4, 64, 1, 1, "x")) {
 		t.Fatal("not taken")
@@ -514,7 +526,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 }
 
 func TestRequestsAreLimited(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	r, _ := newRelay(t, Limits{Rate: 3})
 	for range 100 {
 		r.Input(tap.Header{}, echo(guest4, world4, 64, 1, 1, "x"))
@@ -525,7 +537,7 @@ func TestRequestsAreLimited(t *testing.T) {
 }
 
 func TestAfterClose(t *testing.T) {
-	namespace(t, "0 0")
+	namespace(t, everybody)
 	r, _ := newRelay(t, Limits{})
 	r.Close()
 	if !r.Input(tap.Header{}, echo(guest4, world4, 64, 1, 1, "x")) {
