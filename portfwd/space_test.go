@@ -3,6 +3,7 @@ package portfwd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -89,6 +90,17 @@ func configure(addrs []string) error {
 		}
 		if err := h.AddrAdd(lo, a); err != nil {
 			return err
+		}
+		// The kernel enters the route of an IPv6 address later (addrconf_dad_work in
+		// net/ipv6/addrconf.c).
+		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			r, err := h.RouteGet(a.IP)
+			if err == nil && len(r) == 1 && r[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("no route to %v: %v, %w", a.IP, r, err)
+			}
 		}
 	}
 	return nil
