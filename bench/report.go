@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -160,6 +161,11 @@ func (r *Report) Failed() []string {
 		}
 	}
 	return failed
+}
+
+// Measured says whether there is any number to show.
+func (r *Report) Measured() bool {
+	return slices.ContainsFunc(r.Cells, func(c Cell) bool { return c.Summary != nil })
 }
 
 // failure is the first thing that went wrong in a row, "" when nothing did.

@@ -100,8 +100,8 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 	if term.IsTerminal(int(progress.Fd())) {
 		fmt.Fprint(progress, "\r\x1b[K")
 	}
-	if err != nil && report.Environment.Kernel == "" {
-		return err // nothing was measured
+	if err != nil && !report.Measured() {
+		return err
 	}
 	if err := errors.Join(err, report.WriteTable(out), save(report)); err != nil {
 		return err
