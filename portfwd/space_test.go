@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"slipway/netstack/netns"
 )
 
 const patience = 20 * time.Second
@@ -106,8 +108,7 @@ func configure(addrs []string) error {
 	return nil
 }
 
-// newGuest makes the container's namespace: replies of the published ports to
-// clients that do not exist there stay there, as netns.KeepReplies has it.
+// newGuest makes the container's namespace, where replies of ports 80 to 89 stay.
 func newGuest(t *testing.T) *space {
 	t.Helper()
 	s := newSpace(t, guestAddrs)
@@ -117,29 +118,7 @@ func newGuest(t *testing.T) *space {
 			return err
 		}
 		defer h.Close()
-		lo, err := h.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		for _, a := range []netip.Addr{guest4, guest6} {
-			family, all := netlink.FAMILY_V4, "0.0.0.0/0"
-			if a.Is6() {
-				family, all = netlink.FAMILY_V6, "::/0"
-			}
-			_, dst, err := net.ParseCIDR(all)
-			if err != nil {
-				return err
-			}
-			rule := netlink.NewRule()
-			rule.Family, rule.Table, rule.IPProto = family, 100, unix.IPPROTO_TCP
-			rule.Src = &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
-			rule.Sport = netlink.NewRulePortRange(80, 89)
-			route := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: dst, Table: 100, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST}
-			if err := errors.Join(h.RuleAdd(rule), h.RouteAdd(route)); err != nil {
-				return err
-			}
-		}
-		return nil
+		return netns.KeepReplies(h, []netip.Addr{guest4, guest6}, []netns.PortRange{{First: 80, Last: 89}})
 	})
 	if err != nil {
 		t.Fatalf("set the guest's namespace up: %v", err)
