@@ -60,6 +60,10 @@ func locked() {
 	for range 2 { // threads that are made afterwards
 		go func() { runtime.LockOSThread(); select {} }()
 	}
+	if r.Lock != "" {
+		json.NewEncoder(os.Stdout).Encode(r)
+		os.Exit(1)
+	}
 	r.Works = outcomes(working(file))
 	r.Refused = outcomes(forbidden(other, file, dir))
 	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
@@ -130,13 +134,16 @@ func working(file *os.File) map[string]func() error {
 	}
 	return map[string]func() error{
 		"tcp4": tcp("tcp4", "127.0.0.1:0"),
-		"tcp6": func() error {
-			if err := tcp("tcp6", "[::1]:0")(); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.EAFNOSUPPORT) {
-				return err
-			}
-			return nil
-		},
+		"tcp6": ignoreNoIPv6(tcp("tcp6", "[::1]:0")),
 		"udp4": udp("udp4", "127.0.0.1:0"),
+		"udp6": ignoreNoIPv6(udp("udp6", "[::1]:0")),
+		"ping socket": func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+			if errors.Is(err, unix.EACCES) { // net.ipv4.ping_group_range; the filter would say EPERM
+				return nil
+			}
+			return errors.Join(err, unix.Close(fd))
+		},
 		"splice": func() error {
 			var p [2]int
 			if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
@@ -196,6 +203,16 @@ func working(file *os.File) map[string]func() error {
 			var l unix.Rlimit
 			return unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
 		},
+	}
+}
+
+func ignoreNoIPv6(try func() error) func() error {
+	return func() error {
+		err := try()
+		if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil
+		}
+		return err
 	}
 }
 
@@ -332,6 +349,12 @@ func testLock(t *testing.T, credential *syscall.Credential) {
 	}
 	if err := json.Unmarshal(line, &r); err != nil {
 		t.Fatal(err)
+	}
+	if builtWithCgo {
+		if !strings.Contains(r.Lock, "CGO_ENABLED=0") {
+			t.Errorf("Lock in a cgo build: %q, want an error that says how to build", r.Lock)
+		}
+		return
 	}
 	if r.Lock != "" {
 		t.Fatalf("Lock: %s", r.Lock)

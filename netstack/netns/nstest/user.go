@@ -114,6 +114,14 @@ func RunAsOrdinaryUser(t *testing.T, must ...string) {
 	cmd := exec.Command(binary, "-test.v", "-test.short")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=/tmp", openTUN + "=" + open, closedTUN + "=" + closed}
+	if testing.CoverMode() != "" {
+		// Without it each process that a test starts complains on standard error.
+		cover := filepath.Join(dir, "cover")
+		if err := errors.Join(os.Mkdir(cover, 0o700), os.Chown(cover, UnprivilegedID+1, UnprivilegedID+1)); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Env = append(cmd.Env, "GOCOVERDIR="+cover)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: &syscall.Credential{Uid: UnprivilegedID + 1, Gid: UnprivilegedID + 1}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
