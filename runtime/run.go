@@ -47,7 +47,7 @@ func run(ctx context.Context, cfg Config) (exit int, err error) {
 	signal.Notify(signals)
 	defer signal.Stop(signals)
 
-	c := &container{cfg: cfg, plan: plan, signals: signals}
+	c := &container{cfg: cfg, plan: plan, signals: signals, aborts: signals}
 	defer func() { err = errors.Join(err, c.close()) }()
 	if err := c.start(ctx, s); err != nil {
 		return 0, err
@@ -123,6 +123,7 @@ type container struct {
 	cfg     Config
 	plan    idmap.Plan
 	signals <-chan os.Signal
+	aborts  <-chan os.Signal // the same, while a signal means that there will be no container
 
 	*stageProcess // nil before launch
 	conn          connection
@@ -175,7 +176,9 @@ func (c *container) start(ctx context.Context, s spec) error {
 		return err
 	}
 	// The stage's end closes when execve succeeds; before that comes at
-	// most the news that it did not.
+	// most the news that it did not. Signals wait: they may already be for
+	// the workload.
+	c.aborts = nil
 	e, err := c.next(ctx)
 	if err == nil && e.err == nil {
 		err = fmt.Errorf("unexpected message %q from the stage", e.m.Kind)
@@ -276,7 +279,7 @@ func (c *container) next(ctx context.Context) (event, error) {
 			return event{}, ctx.Err()
 		case <-c.connDone():
 			return event{}, c.connLost()
-		case s := <-c.signals:
+		case s := <-c.aborts:
 			switch s {
 			case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
 				n := s.(syscall.Signal)

@@ -18,10 +18,6 @@ import (
 // maxEntries bounds the files of an image; they live in memory.
 const maxEntries = 1 << 20
 
-// maxLinks is the kernel's own bound for symbolic links in one path
-// (path_resolution(7)).
-const maxLinks = 40
-
 // Summary counts what could not be unpacked as the image has it.
 type Summary struct {
 	Entries int
@@ -35,13 +31,19 @@ type Owner interface {
 	HasGID(id int) bool
 }
 
-// Extract unpacks the image's flattened layers below root. Names are resolved
-// inside root whatever symbolic links the image brings.
+// Extract unpacks the image's flattened layers below root, and never outside of
+// it, whatever names and links the image brings.
 func Extract(img v1.Image, root *os.Root, ids Owner) (Summary, error) {
 	rc := mutate.Extract(img)
 	defer rc.Close()
 	x := extractor{root: root, ids: ids}
-	if err := x.run(tar.NewReader(rc)); err != nil {
+	err := x.run(tar.NewReader(rc))
+	if err == nil {
+		// mutate.Extract ends the archive before it tells of an error, so
+		// that an unreadable layer looks like an empty one.
+		_, err = io.Copy(io.Discard, rc)
+	}
+	if err != nil {
 		return x.sum, fmt.Errorf("unpack image: %w", err)
 	}
 	return x.sum, nil
@@ -175,52 +177,13 @@ func (x *extractor) own(name string, h *tar.Header) error {
 	return x.root.Lchown(name, uid, gid)
 }
 
-// place finds where an entry belongs: the directories of its name are resolved
-// as a process inside the root would resolve them, and made where missing.
-// os.Root alone refuses absolute links, which images are full of
-// (/var/run -> /run).
+// place makes the directories above an entry, which may come after it, and
+// gives its name in the root. An entry below a symbolic link does not come:
+// mutate.Extract takes what is not a directory to hide what is below it.
 func (x *extractor) place(entry string) (string, error) {
-	rest := strings.Split(strings.Trim(path.Clean("/"+entry), "/"), "/")
-	if rest[0] == "" {
+	name := strings.TrimPrefix(path.Clean("/"+entry), "/")
+	if name == "" {
 		return ".", nil
 	}
-	at := "."
-	for links := 0; len(rest) > 1; {
-		next := path.Join(at, rest[0])
-		switch {
-		case rest[0] == "..":
-			at, rest = path.Dir(at), rest[1:]
-			continue
-		case rest[0] == "." || rest[0] == "":
-			rest = rest[1:]
-			continue
-		}
-		info, err := x.root.Lstat(next)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := x.root.Mkdir(next, 0o755); err != nil {
-				return "", err
-			}
-			at, rest = next, rest[1:]
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		if info.Mode()&fs.ModeSymlink == 0 {
-			at, rest = next, rest[1:]
-			continue
-		}
-		if links++; links > maxLinks {
-			return "", fmt.Errorf("more than %d symbolic links", maxLinks)
-		}
-		target, err := x.root.Readlink(next)
-		if err != nil {
-			return "", err
-		}
-		if path.IsAbs(target) {
-			at = "."
-		}
-		rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest[1:]...)
-	}
-	return path.Join(at, rest[0]), nil
+	return name, x.root.MkdirAll(path.Dir(name), 0o755)
 }
