@@ -137,7 +137,7 @@ func (e *engine) stop() {
 		return
 	case <-time.After(stopTimeout):
 	}
-	e.cmd.Process.Kill()
+	_ = e.cmd.Process.Kill() // an error says that it has ended
 	<-e.exited
 }
 

@@ -214,7 +214,7 @@ func (p *Process) read() {
 // reap waits for the process, which ends by itself when its socket is closed, and
 // kills it when it does not.
 func (p *Process) reap() {
-	kill := time.AfterFunc(closeTimeout, func() { p.cmd.Process.Kill() })
+	kill := time.AfterFunc(closeTimeout, func() { _ = p.cmd.Process.Kill() })
 	defer kill.Stop()
 	_ = p.cmd.Wait() // how it ended is in its last message, or is a signal that nobody asks about
 }

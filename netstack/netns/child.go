@@ -137,7 +137,7 @@ done:
 fail:
 	x.errno = int32(errno)
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 }
 
@@ -151,7 +151,7 @@ func (t Target) run(want exchange, path string) ([]int, error) {
 	if err != nil {
 		return nil, &Error{Step: StepMap, Err: err}
 	}
-	defer unix.Munmap(page)
+	defer func() { _ = unix.Munmap(page) }()
 	x := (*exchange)(unsafe.Pointer(&page[0]))
 	*x = want
 	strings := page[unsafe.Sizeof(*x):]
@@ -214,7 +214,7 @@ func cloneBlocked(x *exchange) (uintptr, syscall.Errno) {
 		return 0, e
 	}
 	pid, errno := cloneChild(x)
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
 	return pid, errno
 }
 

@@ -92,8 +92,8 @@ func (n *Namespace) End() {
 	}
 	n.stdin.Close()
 	n.stdin = nil
-	n.cmd.Process.Kill()
-	n.cmd.Wait()
+	_ = n.cmd.Process.Kill()
+	_ = n.cmd.Wait() // killed, or at the end of its input
 }
 
 // Target opens the namespace; it is closed at the end of the test.
