@@ -94,8 +94,7 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	fmt.Fprintf(progress, "this takes about %s\n", cfg.Estimate().Round(time.Second))
-	cfg.Progress = progressPrinter(progress)
+	cfg.Progress = progressPrinter(progress, cfg.Estimate())
 	report, err := bench.Run(ctx, cfg)
 	if term.IsTerminal(int(progress.Fd())) {
 		fmt.Fprint(progress, "\r\x1b[K")
@@ -112,17 +111,19 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 	return nil
 }
 
-// progressPrinter keeps one line up to date on a terminal, and elsewhere prints a line
-// for each round.
-func progressPrinter(w *os.File) func(bench.Progress) {
-	if term.IsTerminal(int(w.Fd())) {
-		return func(p bench.Progress) {
-			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %.1f Gbit/s", p.Done, p.Total, p.Cell.ID(), p.Sample.BitsPerSecond/1e9)
-		}
-	}
+// progressPrinter says how long it takes once the first measurement has gone well, and
+// then keeps one line up to date on a terminal, and elsewhere prints a line for each round.
+func progressPrinter(w *os.File, estimate time.Duration) func(bench.Progress) {
+	terminal := term.IsTerminal(int(w.Fd()))
 	round := -1
 	return func(p bench.Progress) {
-		if p.Sample.Round != round {
+		if p.Done == 1 {
+			fmt.Fprintf(w, "this takes about %s\n", estimate.Round(time.Second))
+		}
+		switch {
+		case terminal:
+			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %.1f Gbit/s", p.Done, p.Total, p.Cell.ID(), p.Sample.BitsPerSecond/1e9)
+		case p.Sample.Round != round:
 			round = p.Sample.Round
 			fmt.Fprintf(w, "measurement %d of %d\n", p.Done, p.Total)
 		}
