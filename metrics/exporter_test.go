@@ -6,13 +6,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"golang.org/x/sys/unix"
 )
 
 // start serves on a unix socket and returns a client for it.
@@ -119,16 +120,35 @@ func TestHeaderBounded(t *testing.T) {
 
 // TestUsage: the collector of the sandbox gives the numbers that it promises.
 func TestUsage(t *testing.T) {
-	c := &usageCollector{
-		cpu:    prometheus.NewDesc("process_cpu_seconds_total", "CPU.", nil, nil),
-		start:  prometheus.NewDesc("process_start_time_seconds", "Start.", nil, nil),
-		maxRSS: prometheus.NewDesc("process_resident_memory_max_bytes", "Memory.", nil, nil),
-	}
-	if n := testutil.CollectAndCount(c); n != 3 {
-		t.Errorf("%d metrics, want 3", n)
+	c := newUsageCollector()
+	if n := testutil.CollectAndCount(c); n != 5 {
+		t.Errorf("%d metrics, want 5", n)
 	}
 	problems, err := testutil.CollectAndLint(c)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
+// TestOpenDescriptors: the count without /proc is that of /proc, wherever they lie.
+func TestOpenDescriptors(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	far, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 900)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(far)
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, limit, err := openDescriptors()
+	// One of the entries is the directory's own descriptor.
+	if want := uint64(len(entries) - 1); err != nil || got != want || limit <= uint64(far) {
+		t.Errorf("%d of %d descriptors are open, %v; want %d", got, limit, err, want)
 	}
 }

@@ -31,7 +31,10 @@ func (s source) Snapshot() metrics.Snapshot {
 		"udp_denied": d.Denied, "udp_unreachable": d.Unreachable, "udp_no_socket": d.Socket,
 		"udp_send_buffer_full": d.Buffer, "udp_send_failed": d.Send, "udp_filtered": d.Filtered,
 		"udp_device_refused": d.Write, "udp_no_client_address": d.Clients,
-		"tx_queue_full": n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
+		"dns_malformed": n.DNS.Malformed, "icmp_malformed": n.ICMP.Malformed, "icmp_denied": n.ICMP.Denied,
+		"icmp_unreachable": n.ICMP.Unreachable, "icmp_no_ping_socket": n.ICMP.Unavailable, "icmp_send_failed": n.ICMP.Failed,
+		"icmp_device_refused": n.ICMP.Write,
+		"tx_queue_full":       n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
 	})
 	out := metrics.Snapshot{
 		Link: metrics.Traffic{
@@ -42,13 +45,16 @@ func (s source) Snapshot() metrics.Snapshot {
 		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
 		Retransmits: n.GVisor["tcp_retransmits"],
-		Refused:     map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused},
+		Refused:     map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{
 				FromBytes: n.UDP.RxBytes, ToBytes: n.UDP.TxBytes, FromPackets: n.UDP.RxDatagrams, ToPackets: n.UDP.TxDatagrams,
 			},
 			SessionsOpen: int64(n.UDP.Sessions), SessionsTotal: n.UDP.SessionsTotal, SessionsEvicted: n.UDP.SessionsEvicted,
 		},
+		// A connection to the resolver counts as one query: what it carries is not looked at.
+		DNS:            metrics.DNS{Queries: n.DNS.Queries + n.DNS.TCP, Failures: n.DNS.Failures + n.DNS.TCPFailures},
+		ICMP:           metrics.ICMP{Requests: n.ICMP.Requests, Replies: n.ICMP.Replies},
 		EngineRestarts: uint64(s.restarts),
 		GVisor:         n.GVisor,
 	}
