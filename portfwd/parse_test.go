@@ -90,6 +90,7 @@ var bad = []struct {
 	{"8080:80 127.0.0.1:8080:81", ErrConflict, "8080:80/tcp and 127.0.0.1:8080:81/tcp"},
 	{"127.0.0.1:8080:81 8080:80", ErrConflict, "127.0.0.1:8080:81/tcp and 8080:80/tcp"},
 	{"[::1]:8080:81/udp [::]:8080:80/udp", ErrConflict, "[::1]:8080:81/udp and [::]:8080:80/udp"},
+	{"[::]:8080:80 [::1]:8080:81", ErrConflict, "[::]:8080:80/tcp and [::1]:8080:81/tcp"},
 	{"127.0.0.1:8080:80 127.0.0.1:8080:80", ErrConflict, "127.0.0.1:8080:80/tcp"},
 	{"1-16385", ErrTooMany, "16384"},
 	{"1-16384:1-16384 1:1/udp", ErrTooMany, "16385"},
@@ -241,8 +242,12 @@ func FuzzParse(f *testing.F) {
 		if diff := cmp.Diff(want, got, compareAddr); diff != "" {
 			t.Fatalf("Parse(%q) (-want +got):\n%s", values, diff)
 		}
-		if len(got) > MaxPorts || len(got) <= 512 && clash(got) {
-			t.Fatalf("Parse(%q): %d ports, or some clash: %v", values, len(got), got)
+		if len(got) > MaxPorts {
+			t.Fatalf("Parse(%q): %d ports, at most %d", values, len(got), MaxPorts)
+		}
+		got = got[max(0, len(got)-100):] // the rest would only take time
+		if clash(got) {
+			t.Fatalf("Parse(%q): some clash: %v", values, got)
 		}
 		again := make([]string, len(got))
 		for i, s := range got {
