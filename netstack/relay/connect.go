@@ -85,7 +85,7 @@ func connect(ctx context.Context, sock *os.File, from, to netip.AddrPort) error 
 	err = rc.Write(func(fd uintptr) bool {
 		if !started {
 			started = true
-			if result = begin(int(fd), from, to); result != unix.EINPROGRESS {
+			if result = begin(int(fd), from, to); !errors.Is(result, unix.EINPROGRESS) {
 				return true
 			}
 			// Inside one machine the handshake is usually over by now.
@@ -115,11 +115,7 @@ func begin(fd int, from, to netip.AddrPort) error {
 	if err := unix.Bind(fd, sockaddr(from)); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
-	err := unix.Connect(fd, sockaddr(to))
-	if err == unix.EINPROGRESS || err == nil {
-		return err
-	}
-	return os.NewSyscallError("connect", err)
+	return os.NewSyscallError("connect", unix.Connect(fd, sockaddr(to)))
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

@@ -26,6 +26,9 @@ const (
 	// copyBytes is the buffer of the copying path, which serves small messages, the
 	// first bytes of every burst, and everything while no pipe is to be had.
 	copyBytes = 64 << 10
+	// unsentBytes bounds what waits in a socket's send queue (TCP_NOTSENT_LOWAT in tcp(7)),
+	// as tcp_wmem does by default; but that one is the container's to raise in its namespace.
+	unsentBytes = 4 << 20
 	// bulkBytes moved at once make the next attempt a splice; less make it a copy.
 	bulkBytes = 16 << 10
 	// stallCheck is how often a leg that cannot write looks whether its source was reset
@@ -161,6 +164,7 @@ func (s *splicing) leg(src, dst *net.TCPConn, live *atomic.Uint64) (*spliceLeg, 
 	_ = src.SetKeepAliveConfig(keepAlive)
 	_ = l.in.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 	})
 	return l, nil
 }
@@ -265,7 +269,7 @@ func (l *spliceLeg) fill(fd uintptr) bool {
 				return true
 			}
 			l.release()
-			if err != nil && err != unix.EAGAIN {
+			if err != nil && !errors.Is(err, unix.EAGAIN) {
 				l.err = err
 				return true
 			}
@@ -279,7 +283,7 @@ func (l *spliceLeg) fill(fd uintptr) bool {
 	case n > 0:
 		l.n, l.bulk = n, n >= bulkBytes
 		return true
-	case err == unix.EAGAIN:
+	case errors.Is(err, unix.EAGAIN):
 		l.release()
 		return false
 	case err != nil:
@@ -304,7 +308,7 @@ func (l *spliceLeg) drain(fd uintptr) bool {
 			return int(n), err
 		})
 		switch {
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			l.stalled = true
 			return false
 		case err != nil:
@@ -409,7 +413,7 @@ func (p *splicePipe) close() {
 // retry repeats f while a signal interrupts it.
 func retry(f func() (int, error)) (int, error) {
 	for {
-		if n, err := f(); err != unix.EINTR {
+		if n, err := f(); !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

@@ -103,7 +103,7 @@ func mustRead(t *testing.T, c *net.TCPConn, want string) {
 
 func mustEnd(t *testing.T, c *net.TCPConn) {
 	t.Helper()
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("read %d, %v, want the end of the stream", n, err)
 	}
 }
