@@ -1,4 +1,5 @@
-// Package seccomp turns moby's default profile into a filter and loads it.
+// Package seccomp turns moby's default profile into a filter and loads it. The
+// compiler is netstack/confine/filter: the library's own gets argument checks wrong.
 //
 // The profile is compiled for the native architecture only: system calls of a
 // foreign one (a 32-bit program on amd64) get the default action, EPERM.
@@ -12,6 +13,8 @@ import (
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"slipway/netstack/confine/filter"
 )
 
 // Default is moby's profile for a workload whose bounding set holds these
@@ -27,12 +30,10 @@ func Default(bounding []string) (sb.Policy, error) {
 	return convert(p)
 }
 
-// Load installs the policy on the calling thread, and sets no_new_privs.
+// Load installs the policy on the calling thread, which the caller has locked, and
+// sets no_new_privs. The error is filter.ErrNotSupported where the kernel has none.
 func Load(p sb.Policy) error {
-	if err := sb.LoadFilter(sb.Filter{NoNewPrivs: true, Policy: p}); err != nil {
-		return fmt.Errorf("load the seccomp filter (the kernel needs CONFIG_SECCOMP_FILTER): %w", err)
-	}
-	return nil
+	return filter.Load(p, 0)
 }
 
 // convert translates a profile. Names that this architecture's table does not
@@ -47,8 +48,8 @@ func convert(p *specs.LinuxSeccomp) (sb.Policy, error) {
 	if err != nil {
 		return sb.Policy{}, err
 	}
-	// Policy.Validate knows only the bare actions, and makes errno EPERM,
-	// which is what the profile asks for.
+	// As the default, Policy.Validate knows only the bare actions; the filter
+	// makes errno EPERM, which is what the profile asks for.
 	if def != sb.ActionErrno|sb.Action(unix.EPERM) {
 		return sb.Policy{}, fmt.Errorf("seccomp: default action %s is not errno EPERM", p.DefaultAction)
 	}
@@ -79,8 +80,7 @@ func convert(p *specs.LinuxSeccomp) (sb.Policy, error) {
 }
 
 // action adds the errno to the action's data bits (SECCOMP_RET_DATA,
-// seccomp(2)). The library passes such a value through, though it does not
-// say so; a test holds it to that.
+// seccomp(2)); the filter returns such a value as it is.
 func action(a specs.LinuxSeccompAction, errno *uint) (sb.Action, error) {
 	switch a {
 	case specs.ActAllow:
