@@ -143,6 +143,9 @@ func enter() error {
 	if err != nil {
 		return err
 	}
+	if s.OwnNetwork {
+		unpace()
+	}
 	if err := ready(s); err != nil {
 		return err
 	}
