@@ -278,7 +278,7 @@ func TestFlowsLeakNothing(t *testing.T) {
 			}
 			defer l4.Close()
 			go serve(l4)
-			inside := g.listen(netip.AddrPortFrom(DefaultNetwork().Guest4(), 80))
+			inside := g.listen(netip.AddrPortFrom(DefaultNetwork().Guest4(), 80), new(relay.Bytes))
 			go serve(inside)
 
 			to := func(a netip.Addr, l net.Listener) netip.AddrPort {
@@ -317,7 +317,7 @@ func TestFlowsLeakNothing(t *testing.T) {
 					done := make(chan error, 1)
 					go func() {
 						src := netip.AddrPortFrom(ft.World4, uint16(20000+i%100))
-						done <- g.stack.ForwardTCP(t.Context(), accepted.(*net.TCPConn), src, netip.AddrPortFrom(DefaultNetwork().Guest4(), 80))
+						done <- g.stack.ForwardTCP(t.Context(), accepted.(*net.TCPConn), src, netip.AddrPortFrom(DefaultNetwork().Guest4(), 80), new(relay.Bytes))
 					}()
 					talk(t, client.(*net.TCPConn), byte(i)%endings)
 					if err := <-done; err != nil {

@@ -219,12 +219,12 @@ func tuneEndpoint(ep tcpip.Endpoint) {
 // ForwardTCP joins client, a connection accepted on the host, to dst, an address
 // of the guest, through the TAP. The guest sees src as its peer; if src is in use
 // towards dst already, it sees another port of the same address. ForwardTCP
-// returns nil when the flow has ended and client is closed. It is counted in
-// relay.BytesFrom(ctx), too.
+// returns nil when the flow has ended and client is closed. It is counted in bytes
+// while it runs.
 //
 // With an error the guest was not reached and client is left open: it wraps
 // syscall.ECONNREFUSED when the guest refused, ErrLimit beyond the bound of flows.
-func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error {
+func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort, bytes *relay.Bytes) error {
 	if !s.begin() {
 		return net.ErrClosed
 	}
@@ -233,14 +233,10 @@ func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst ne
 	if err != nil {
 		return fmt.Errorf("forward %s to %s: %w", src, dst, err)
 	}
-	bytes := []*relay.Bytes{&s.stats.tcp}
-	if b := relay.BytesFrom(ctx); b != nil {
-		bytes = append(bytes, b)
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(net.ErrClosed) })()
-	s.relay(ctx, ep, queue, client, bytes...)
+	s.relay(ctx, ep, queue, client, &s.stats.tcp, bytes)
 	return nil
 }
 

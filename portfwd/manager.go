@@ -19,10 +19,10 @@ import (
 // [slipway/netstack.Stack] is one.
 type Stack interface {
 	// ForwardTCP connects to dst inside the container as src, and relays client until
-	// both directions have ended, which closes client, or until ctx ends. Bytes are
-	// counted in relay.BytesFrom(ctx) too. An error that wraps ECONNREFUSED, the
-	// container's refusal, leaves client open for another try.
-	ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error
+	// both directions have ended, which closes client, or until ctx ends. The flow is
+	// counted in bytes. An error that wraps ECONNREFUSED, the container's refusal,
+	// leaves client open for another try.
+	ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort, bytes *relay.Bytes) error
 	// PublishUDP serves copies of sockets until the Closer is closed. Datagrams go to to4
 	// or to6, whichever is of the client's family. A Closer with the Stats of
 	// [slipway/netstack/udp.Publication] tells what the port carried.

@@ -112,11 +112,10 @@ func (p *port) serve(c *net.TCPConn) {
 
 // forward takes the TAP path.
 func (p *port) forward(c *net.TCPConn, ways []route) {
-	ctx := relay.WithBytes(p.m.ctx, &p.bytes)
 	p.flows.Add(1)
 	var err error
 	for _, w := range ways {
-		if err = p.m.cfg.Stack.ForwardTCP(ctx, c, w.from, w.to); !errors.Is(err, syscall.ECONNREFUSED) {
+		if err = p.m.cfg.Stack.ForwardTCP(p.m.ctx, c, w.from, w.to, &p.bytes); !errors.Is(err, syscall.ECONNREFUSED) {
 			break
 		}
 	}

@@ -29,7 +29,7 @@ type fakeStack struct {
 	pub   *publication
 }
 
-func (s *fakeStack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort) error {
+func (s *fakeStack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort, bytes *relay.Bytes) error {
 	s.mu.Lock()
 	s.calls = append(s.calls, fmt.Sprintf("%v>%v", src, dst))
 	s.mu.Unlock()
@@ -44,12 +44,12 @@ func (s *fakeStack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, ds
 		if err != nil {
 			return nil
 		}
-		relay.BytesFrom(ctx).ToGuest.Add(uint64(n))
+		bytes.ToGuest.Add(uint64(n))
 		n, err = client.Write(b[:n])
 		if err != nil {
 			return nil
 		}
-		relay.BytesFrom(ctx).FromGuest.Add(uint64(n))
+		bytes.FromGuest.Add(uint64(n))
 	}
 }
 

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -47,20 +46,6 @@ var longAgo = time.Unix(1, 0)
 type Counts struct {
 	FromGuest, ToGuest uint64
 	Spliced            uint64 // of both, what never was copied into this process
-}
-
-type bytesKey struct{}
-
-// WithBytes returns a context that asks whoever relays a flow under it to count
-// the flow in b too, beside what it counts for itself.
-func WithBytes(ctx context.Context, b *Bytes) context.Context {
-	return context.WithValue(ctx, bytesKey{}, b)
-}
-
-// BytesFrom returns the counter of WithBytes, or nil.
-func BytesFrom(ctx context.Context) *Bytes {
-	b, _ := ctx.Value(bytesKey{}).(*Bytes)
-	return b
 }
 
 // Splice relays between client, a connection of the host, and guest, one made in
