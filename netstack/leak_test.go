@@ -278,7 +278,7 @@ func TestFlowsLeakNothing(t *testing.T) {
 			}
 			defer l4.Close()
 			go serve(l4)
-			inside := g.listen(netip.AddrPortFrom(DefaultNetwork().Guest4(), 80), new(relay.Bytes))
+			inside := g.listen(netip.AddrPortFrom(DefaultNetwork().Guest4(), 80))
 			go serve(inside)
 
 			to := func(a netip.Addr, l net.Listener) netip.AddrPort {

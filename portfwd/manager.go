@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"slipway/netstack/relay"
 )
 
 // Stack is the network on the other side of the container's TAP;
