@@ -21,12 +21,13 @@ type kind string
 const (
 	// From the launcher.
 	kindMapped kind = "mapped" // the id maps are written
-	kindStart  kind = "start"  // the network is there: build the root and go
+	kindStart  kind = "start"  // the network is there: build the root
+	kindGo     kind = "go"     // the answer to kindExec: signals are the workload's from here on
 	// From the stage.
 	kindReady    kind = "ready"    // waiting for kindStart; carries the plain TAP if one was asked for
 	kindNotice   kind = "notice"   // something is less than asked; for the person
 	kindTerminal kind = "terminal" // carries the master side of the workload's terminal
-	kindExec     kind = "exec"     // the next thing is execve
+	kindExec     kind = "exec"     // ready for execve
 	kindFailed   kind = "failed"   // the container cannot start; the stage ends
 )
 
@@ -141,7 +142,7 @@ type launcher int
 // controlFD is where the stage finds its end, specFD its specification.
 const (
 	controlFD launcher = 3
-	specFD             = 4
+	specFD    launcher = 4
 )
 
 // send passes a message and, when fd is not -1, a descriptor.

@@ -73,29 +73,29 @@ func tryNamespaces(ctx context.Context, plan idmap.Plan) (doctor.Findings, error
 	if found.NoUserXattr {
 		f.Overlay = rootfs.ErrNoUserXattr
 	}
-	f.TUN, f.Offload, f.OffloadReason = tryTUN(p)
+	f.Offload, f.OffloadReason, f.TUN = tryTUN(p)
 	return f, nil
 }
 
 // tryTUN makes a TAP device in the probe's network namespace the way a
 // container gets its own.
-func tryTUN(p *stageProcess) (err error, offload, reason string) { //nolint:revive // three findings, not a result and an error
+func tryTUN(p *stageProcess) (offload, reason string, err error) {
 	t, err := netns.FromPID(p.cmd.Process.Pid)
 	if err != nil {
-		return err, "", ""
+		return "", "", err
 	}
 	defer t.Close()
 	f, err := t.OpenTUN("")
 	if err != nil {
-		return err, "", ""
+		return "", "", err
 	}
 	defer f.Close()
 	d, err := tap.Attach(f, "tap0", tap.Auto)
 	if err != nil {
-		return err, "", ""
+		return "", "", err
 	}
 	defer d.Close()
-	return nil, d.Offload().String(), d.Reason()
+	return d.Offload().String(), d.Reason(), nil
 }
 
 // finding is an error on its way through a message: its text, "" for none.

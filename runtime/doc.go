@@ -9,7 +9,8 @@
 //	  starts the network's monitor
 //	                       ──── start ─────────▶ root file system, pivot_root, /proc /sys /dev, sysctls
 //	                       ◀── [terminal] ─────
-//	                       ◀── exec ─────────── user, capabilities, no_new_privs, seccomp, execve
+//	                       ◀── exec ─────────── user, capabilities
+//	                       ──── go ────────────▶ no_new_privs, seccomp, execve
 //	  forwards signals, waits                    is the workload
 //
 // Invariants:

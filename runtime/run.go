@@ -176,9 +176,11 @@ func (c *container) start(ctx context.Context, s spec) error {
 		return err
 	}
 	// The stage's end closes when execve succeeds; before that comes at
-	// most the news that it did not. Signals wait: they may already be for
-	// the workload.
+	// most the news that it did not. Signals wait: they are the workload's.
 	c.aborts = nil
+	if err := tell(c.control, kindGo); err != nil {
+		return c.died(err)
+	}
 	e, err := c.next(ctx)
 	if err == nil && e.err == nil {
 		err = fmt.Errorf("unexpected message %q from the stage", e.m.Kind)

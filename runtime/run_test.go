@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -219,5 +220,32 @@ func TestOwnBinaryCannotBeWritten(t *testing.T) {
 				t.Errorf("the binary has changed: %d bytes, %v", len(now), err)
 			}
 		})
+	}
+}
+
+// Where only one id can be had, and where something is mounted below /etc, a
+// container is less than usual, and one all the same.
+func TestNestedUserNamespace(t *testing.T) {
+	needNamespaces(t)
+	if _, err := exec.LookPath("unshare"); err != nil {
+		t.Skip("needs unshare (util-linux)")
+	}
+	r := command(t, Config{Image: "host", Args: []string{"sh", "-c", `
+id -u; wc -l < /proc/self/uid_map; cat /proc/sys/net/ipv4/ping_group_range | tr '\t' ' '
+cat /etc/hostname; touch /etc/new /etc/ssl/new /var/lib/new && echo writable; grep -c ' /etc/passwd ' /proc/self/mountinfo; [ -s /etc/passwd ] && echo passwd`}, Hostname: "box"})
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Path = "/usr/bin/unshare"
+	r.cmd.Args = []string{"unshare", "-Urm", "sh", "-c", "mount --bind /etc/passwd /etc/passwd && mount --bind /etc/group /etc/hostname && exec " + exe}
+	if err := r.cmd.Run(); err != nil {
+		t.Fatalf("%v, stderr %s", err, r.errOut.String())
+	}
+	if want := "0\n1\n0 0\nbox\nwritable\n0\npasswd\n"; r.out.String() != want {
+		t.Errorf("(-want +got)\n%s\n%s", cmp.Diff(want, r.out.String()), r.errOut.String())
+	}
+	if want := "only user id 0 exists in the container: slipway runs as root of a user namespace"; !strings.Contains(r.errOut.String(), want) {
+		t.Errorf("stderr %q, want %q", r.errOut.String(), want)
 	}
 }

@@ -66,7 +66,7 @@ func (s spec) file() (*os.File, error) {
 // readSpec reads it in the stage.
 func readSpec() (spec, error) {
 	var s spec
-	f := os.NewFile(specFD, "spec")
+	f := os.NewFile(uintptr(specFD), "spec")
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {

@@ -133,8 +133,8 @@ func enter() error {
 	if err := nonDumpable(); err != nil {
 		return err
 	}
-	for _, fd := range []int{int(controlFD), specFD} {
-		unix.CloseOnExec(fd)
+	for _, fd := range []launcher{controlFD, specFD} {
+		unix.CloseOnExec(int(fd))
 	}
 	if err := dieWithLauncher(); err != nil {
 		return err
@@ -173,6 +173,7 @@ func enter() error {
 	if err != nil {
 		return err
 	}
+	who.keepsGroups = s.KeepsGroups
 	if err := stdio(s, who); err != nil {
 		return err
 	}
@@ -345,7 +346,7 @@ func become(s spec, who account) error {
 	if err := caps.Bound(s.Caps); err != nil {
 		return err
 	}
-	if err := who.assume(s.KeepsGroups); err != nil {
+	if err := who.assume(); err != nil {
 		return err
 	}
 	limit := s.Caps
@@ -367,6 +368,9 @@ func become(s spec, who account) error {
 		return err
 	}
 	if err := controlFD.send(message{Kind: kindExec}, -1); err != nil {
+		return err
+	}
+	if err := controlFD.wait(kindGo); err != nil {
 		return err
 	}
 	// Nothing but 0, 1 and 2 reaches the workload (CVE-2024-21626); the

@@ -21,6 +21,8 @@ type account struct {
 	uid, gid int
 	groups   []int
 	homeDir  string
+	// keepsGroups is true where setgroups(2) is forbidden.
+	keepsGroups bool
 }
 
 // resolveUser reads user[:group] with the container's own /etc/passwd and
@@ -45,8 +47,8 @@ func resolveUser(spec string, ids idmap.Inside) (account, error) {
 
 // assume makes the calling thread this user. Raw calls, since Go's own change
 // every thread and compare their results, and the threads differ by now.
-func (a account) assume(keepsGroups bool) error {
-	if !keepsGroups {
+func (a account) assume() error {
+	if !a.keepsGroups {
 		if err := setgroups(a.groups); err != nil {
 			return fmt.Errorf("set groups %v: %w", a.groups, err)
 		}
@@ -86,8 +88,12 @@ func enterDir(dir string) error {
 		return fmt.Errorf("working directory %s: %w", dir, err)
 	}
 	// The kernel puts "(unreachable)" before a directory outside the root (getcwd(3)).
-	if wd, err := unix.Getwd(); err != nil || !filepath.IsAbs(wd) {
-		return fmt.Errorf("working directory %s is not in the container (%q, %v)", dir, wd, err)
+	wd, err := unix.Getwd()
+	if err != nil {
+		return fmt.Errorf("working directory %s: %w", dir, err)
+	}
+	if !filepath.IsAbs(wd) {
+		return fmt.Errorf("working directory %s is not in the container but %q", dir, wd)
 	}
 	return nil
 }

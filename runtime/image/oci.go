@@ -52,7 +52,7 @@ func Load(ref Reference) (Config, v1.Image, error) {
 func open(ref Reference) (v1.Image, error) {
 	index, err := layout.ImageIndexFromPath(ref.Path)
 	if err != nil {
-		return nil, fmt.Errorf("image %s: not an OCI layout: %w", ref.Path, err)
+		return nil, fmt.Errorf("image oci:%s is not an OCI layout: %w", ref.Path, err)
 	}
 	manifest, err := index.IndexManifest()
 	if err != nil {
