@@ -59,7 +59,18 @@ func command() error {
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		// Cobra's own check answers in several lines.
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q; see slipway --help for those there are", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help for the options there are", err, cmd.CommandPath())
+	})
 	root.SetVersionTemplate("slipway version {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newRunCmd(), newAttachCmd(), newBenchCmd(), newDoctorCmd())

@@ -50,9 +50,9 @@ func (e *ListenError) Error() string {
 	case errors.Is(e.Err, unix.EADDRINUSE) && e.Network == "unix":
 		return at + "the path is already in use"
 	case errors.Is(e.Err, unix.EADDRINUSE):
-		return at + "port is already in use"
+		return at + fmt.Sprintf("port is already in use; take another, or see who has it: sudo ss -lnp 'sport = :%d'", port)
 	case errors.Is(e.Err, unix.EADDRNOTAVAIL):
-		return at + "no interface of this host has the address"
+		return at + "no interface of this host has the address; those it has: ip address"
 	case errors.Is(e.Err, unix.EACCES) && port != 0 && port < 1024:
 		return at + fmt.Sprintf("%v: a port below 1024 needs privilege; run: sudo sysctl -w net.ipv4.ip_unprivileged_port_start=%d", e.Err, port)
 	case errors.Is(e.Err, unix.EMFILE):

@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,8 @@ func (e *Error) Unwrap() error { return e.Err }
 
 func (e *Error) hint() string {
 	switch {
+	case e.Step == StepOpen && errors.Is(e.Err, unix.ENOENT) && strings.HasPrefix(e.Path, "/proc/"):
+		return "there is no such process; give the pid of one that runs"
 	case e.Step == StepOpenTUN && errors.Is(e.Err, unix.EACCES):
 		return fmt.Sprintf("run: sudo chmod 0666 %s (it grants nothing by itself: making a device needs CAP_NET_ADMIN over the namespace)", e.Path)
 	case e.Step == StepOpenTUN && (errors.Is(e.Err, unix.ENOENT) || errors.Is(e.Err, unix.ENODEV)):
