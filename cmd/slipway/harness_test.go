@@ -230,10 +230,19 @@ func metricsSocket(t *testing.T) string {
 // lines.
 func descendants(t *testing.T, pid int) map[int]string {
 	t.Helper()
+	found, err := below(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// below is descendants for a helper.
+func below(pid int) (map[int]string, error) {
 	parent, name := make(map[int]int), make(map[int]string)
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, e := range entries {
 		var p, pp int
@@ -263,7 +272,7 @@ func descendants(t *testing.T, pid int) map[int]string {
 			}
 		}
 	}
-	return out
+	return out, nil
 }
 
 // child is the descendant of pid whose command line ends in name; it waits for one.
