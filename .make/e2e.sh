@@ -21,8 +21,9 @@ run() { # LABEL TMP COMMAND...
 	log=$tmp/log
 	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" | grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:' || true
 	status=$(cat "$tmp/status")
-	[ "$status" -eq 0 ] || cat "$log"
-	awk '/_test\.go:[0-9]+:/ { reason = $0; sub(/^ */, "", reason) } /--- SKIP:/ { print "skipped " $3 ": " reason }' "$log"
+	[ "$status" -eq 0 ] || grep -vE '^=== |^ *--- (PASS|SKIP)' "$log" || true
+	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); reason[test] = $0 }
+		/--- SKIP:/ { print "skipped " $3 ": " reason[$3] }' "$log"
 	count() { grep -c "^ *--- $1" "$log" || true; }
 	echo "e2e-$label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
 	return "$status"
@@ -81,11 +82,13 @@ chmod 0755 "$tmp"
 cp bin/slipway "$tmp/slipway"
 
 if [ "$(id -u)" -eq 0 ]; then label=root; else label=user; fi
+failed=0
 (
 	cd cmd/slipway
 	export SLIPWAY_BIN="$tmp/slipway"
 	run "$label" "$tmp" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
-)
+) || failed=1
 if [ "$label" = root ]; then
-	unshare --mount --propagation private sh "$0" --user "$tmp"
+	unshare --mount --propagation private sh "$0" --user "$tmp" || failed=1
 fi
+exit "$failed"
