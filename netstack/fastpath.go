@@ -35,22 +35,39 @@ func (s *Stack) serveDNS(src, dst netip.AddrPort, payload []byte, reply func([]b
 // handleFragmentedUDP takes a datagram that arrived in fragments: gVisor has
 // reassembled it, and it goes the way of all others from here.
 func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	udp := pkt.TransportHeader().Slice()
+	return s.nat.Input(tap.Header{}, s.reassembled(id, pkt))
+}
+
+// handleEcho takes the echo requests that the receive loop left: those for our own
+// addresses, which gVisor answers, and those that arrived in fragments.
+func (s *Stack) handleEcho(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	a := addrPort(id.LocalAddress, 0).Addr()
+	if s.cfg.Network.isGateway(a) || s.cfg.Network.isDNS(a) {
+		return false
+	}
+	s.echo.Input(tap.Header{}, s.reassembled(id, pkt))
+	return true // gVisor would answer for the whole world
+}
+
+// reassembled is the frame that pkt, a packet of the guest, would have been without
+// fragments.
+func (s *Stack) reassembled(id stack.TransportEndpointID, pkt *stack.PacketBuffer) []byte {
+	transport := pkt.TransportHeader().Slice()
 	payload := pkt.Data().AsRange().ToSlice()
-	length := uint16(len(udp) + len(payload))
+	length := uint16(len(transport) + len(payload))
 	var ip []byte
 	if id.RemoteAddress.Len() == header.IPv4AddressSize {
 		ip = make([]byte, header.IPv4MinimumSize)
 		h := header.IPv4(ip)
 		h.Encode(&header.IPv4Fields{
-			TotalLength: header.IPv4MinimumSize + length, TTL: 64, Protocol: uint8(header.UDPProtocolNumber),
+			TotalLength: header.IPv4MinimumSize + length, TTL: 64, Protocol: uint8(pkt.TransportProtocolNumber),
 			SrcAddr: id.RemoteAddress, DstAddr: id.LocalAddress,
 		})
 		h.SetChecksum(^h.CalculateChecksum())
 	} else {
 		ip = make([]byte, header.IPv6MinimumSize)
 		header.IPv6(ip).Encode(&header.IPv6Fields{
-			PayloadLength: length, TransportProtocol: header.UDPProtocolNumber, HopLimit: 64,
+			PayloadLength: length, TransportProtocol: pkt.TransportProtocolNumber, HopLimit: 64,
 			SrcAddr: id.RemoteAddress, DstAddr: id.LocalAddress,
 		})
 	}
@@ -58,13 +75,5 @@ func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.Pac
 	header.Ethernet(frame).Encode(&header.EthernetFields{
 		SrcAddr: tcpip.LinkAddress(s.cfg.GuestMAC), DstAddr: s.link.LinkAddress(), Type: pkt.NetworkProtocolNumber,
 	})
-	frame = append(append(append(frame, ip...), udp...), payload...)
-	return s.nat.Input(tap.Header{}, frame)
-}
-
-// handleEcho keeps gVisor from answering echo requests for the whole world: it
-// answers for its own addresses only.
-func (s *Stack) handleEcho(id stack.TransportEndpointID, _ *stack.PacketBuffer) bool {
-	a := addrPort(id.LocalAddress, 0).Addr()
-	return !s.cfg.Network.isGateway(a) && !s.cfg.Network.isDNS(a)
+	return append(append(append(frame, ip...), transport...), payload...)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -68,6 +69,8 @@ type Config struct {
 	Resolvers func(context.Context) ([]netip.AddrPort, error)
 	// Limits bound the guest.
 	Limits Limits
+	// Log gets what a person should know, never from the packet path twice; nil: no log.
+	Log *slog.Logger
 }
 
 // Stack is the TCP/IP stack at the far end of the guest's TAP.
@@ -92,6 +95,9 @@ type Stack struct {
 
 // New assembles the stack and starts to serve the guest.
 func New(cfg Config) (*Stack, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	s := &Stack{cfg: cfg, policy: cfg.Policy}
 	s.policy.Network = cfg.Network
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -168,6 +174,10 @@ func (s *Stack) newFastPaths() error {
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
 		Own:        []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
+		MTU:        cfg.MTU,
+		Refused: func(err error) {
+			cfg.Log.Warn("the container cannot ping the world", "reason", err)
+		},
 	})
 	return err
 }
@@ -294,6 +304,3 @@ func (s *Stack) Close() error {
 func (s *Stack) PublishUDP(sockets []*os.File, to4, to6 netip.AddrPort) (io.Closer, error) {
 	return s.nat.Publish(sockets, to4, to6)
 }
-
-// PingUnavailable says why the guest cannot ping the world; nil when it can.
-func (s *Stack) PingUnavailable() error { return s.echo.Unavailable() }

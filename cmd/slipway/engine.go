@@ -38,7 +38,7 @@ func engine() error {
 	}
 	stack, err := netstack.New(netstack.Config{
 		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: cfg.Limits,
-		Resolvers: client.Resolvers,
+		Resolvers: client.Resolvers, Log: logger(),
 		Policy: netstack.Policy{
 			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
 			Listeners: ownListeners(start.Listeners), Local: netstack.HostAddresses{},

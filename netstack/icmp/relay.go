@@ -39,6 +39,9 @@ type Config struct {
 	GatewayMAC, GuestMAC net.HardwareAddr
 	MTU                  int // bytes of an IP packet, default 1500
 	Limits               Limits
+	// Refused is called, once, when the guest first pings in vain because no ping socket can be had; the error
+	// says how that is changed. It must not block. nil: nobody wants to know.
+	Refused func(error)
 }
 
 // Relay carries echo requests and what comes back. It is safe for concurrent use.
@@ -48,6 +51,8 @@ type Relay struct {
 	own     []netip.Addr
 	limits  Limits
 	limiter *rate.Limiter
+	refused func(error)
+	told    sync.Once // of refused
 	tasks   sync.WaitGroup
 	buffers sync.Pool // of *buffer
 
@@ -114,6 +119,7 @@ func New(cfg Config) (*Relay, error) {
 		route:    cfg.Route,
 		own:      slices.Clone(cfg.Own),
 		limits:   l,
+		refused:  cfg.Refused,
 		limiter:  rate.NewLimiter(rate.Limit(l.Rate), l.Rate),
 		sessions: make(map[key]*session),
 	}
@@ -266,6 +272,9 @@ func (r *Relay) Input(h tap.Header, frame []byte) bool {
 	s, err := r.session(q.key, to.Addr().Unmap())
 	if err != nil {
 		r.count.unavailable.Add(1)
+		if r.refused != nil && r.Unavailable() != nil {
+			r.told.Do(func() { r.refused(err) })
+		}
 		return true
 	}
 	switch err := s.send(&q); {
