@@ -1,0 +1,124 @@
+//go:build e2e
+
+package main
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const privateEnv = "SLIPWAY_E2E_PRIVATE"
+
+// hostAddr is the address other than loopback of a private host.
+var hostAddr = netip.MustParseAddr("198.51.100.1")
+
+// unroutable is an address to which a private host has no route.
+var unroutable = netip.MustParseAddr("203.0.113.7")
+
+// onPrivateHost runs the test again in a process of its own, with network and mount
+// namespaces that stand for a host, and reports false; there, it reports true. The
+// host has the addresses 127.0.0.0/8, ::1 and hostAddr, all ports to itself, a
+// /etc/resolv.conf that can be written (resolvConf), and lets everybody ping.
+func onPrivateHost(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(privateEnv) == t.Name() {
+		makePrivate(t)
+		return true
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=2m")
+	cmd.Env = append(os.Environ(), privateEnv+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	p := start(t, cmd)
+	status := p.wait()
+	out := p.stdout.String() + p.stderr.String()
+	switch {
+	case status != 0:
+		t.Errorf("on a private host: exit status %d", status)
+	case strings.Contains(out, "--- SKIP"):
+		t.Skipf("on a private host: %s", out)
+	case !strings.Contains(out, "--- PASS"):
+		t.Error("on a private host: the test did not run")
+	}
+	return false
+}
+
+func makePrivate(t *testing.T) {
+	t.Helper()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netlink.ParseAddr(hostAddr.String() + "/32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(lo, addr); err != nil {
+		t.Fatal(err)
+	}
+	// A way to the world, which ends here: the host's address towards it is hostAddr.
+	for _, r := range []*netlink.Route{
+		{LinkIndex: lo.Attrs().Index, Src: hostAddr.AsSlice(), Scope: netlink.SCOPE_LINK},
+		{Dst: &net.IPNet{IP: unroutable.AsSlice(), Mask: net.CIDRMask(32, 32)}, Type: unix.RTN_UNREACHABLE},
+	} {
+		if err := netlink.RouteAdd(r); err != nil {
+			t.Fatalf("add route %v: %v", r, err)
+		}
+	}
+	// In a user namespace only the groups that it has can be named.
+	pingGroups := "0 0"
+	if os.Getgid() == 0 && canMap() {
+		pingGroups = "0 2147483647"
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(pingGroups), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	setResolvConf(t, "")
+}
+
+// canMap tells whether the process's user namespace has more than one group.
+func canMap() bool {
+	b, err := os.ReadFile("/proc/self/gid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") == "0 0 4294967295"
+}
+
+// setResolvConf replaces the private host's /etc/resolv.conf.
+func setResolvConf(t *testing.T, content string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	target, err := filepath.EvalSymlinks("/etc/resolv.conf")
+	if err != nil {
+		t.Skipf("no /etc/resolv.conf to bind over: %v", err)
+	}
+	if err := unix.Mount(path, target, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+}
