@@ -90,10 +90,7 @@ func TestHostByLoopback(t *testing.T) {
 // TestConnectTellsTheTruth: connect(2) in a container fails as it would on the host,
 // and at once.
 func TestConnectTellsTheTruth(t *testing.T) {
-	unused, err := strconv.Atoi(freePort(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	unused := freeTCP(t)
 	type want []syscall.Errno
 	refused, unreachable := want{unix.ECONNREFUSED}, want{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES}
 	for _, tt := range []struct {
@@ -220,10 +217,7 @@ func TestSourcePortIsReusedAtOnce(t *testing.T) {
 	for path, port := range published {
 		a := newAgent(t, "-p", "127.0.0.1:"+port+":80", "--publish-path", path)
 		a.do("closefirst", "tcp", ":80")
-		source, err := strconv.Atoi(freePort(t))
-		if err != nil {
-			t.Fatal(err)
-		}
+		source := freeTCP(t)
 		for i := range times {
 			begin := time.Now()
 			if err := echoed("tcp", "127.0.0.1:"+port, 1, source); err != nil || time.Since(begin) > atOnce {
