@@ -6,12 +6,15 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// maxChunk is the most that is read from the host at once, in bytes: what fits a
-// 64 KiB segment of gVisor beside its headers.
-const maxChunk = 65483
+// maxChunk is the most that is read from the host at once, in bytes: what gVisor
+// sends as one segment where the link takes 64 KiB. It reserves
+// header.TCPTotalHeaderMaximumSize for the headers (transport/tcp/snd.go, sendData);
+// one byte more, and every chunk would cost a second, tiny segment.
+const maxChunk = 65535 - header.TCPTotalHeaderMaximumSize - 1
 
 // inbound is the direction host → guest. It is the Payloader from which the
 // endpoint fills its segments, so the kernel copies straight into them.
