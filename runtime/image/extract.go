@@ -15,8 +15,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 )
 
-// maxEntries bounds the files of an image; they live in memory.
-const maxEntries = 1 << 20
+// Bounds of an image. Its files live in memory, where the tmpfs has a bound of
+// its own; a sparse file of an archive may claim any size.
+const (
+	maxEntries = 1 << 20
+	maxBytes   = 1 << 38
+)
 
 // Summary counts what could not be unpacked as the image has it.
 type Summary struct {
@@ -36,7 +40,7 @@ type Owner interface {
 func Extract(img v1.Image, root *os.Root, ids Owner) (Summary, error) {
 	rc := mutate.Extract(img)
 	defer rc.Close()
-	x := extractor{root: root, ids: ids}
+	x := extractor{root: root, ids: ids, room: maxBytes}
 	err := x.run(tar.NewReader(rc))
 	if err == nil {
 		// mutate.Extract ends the archive before it tells of an error, so
@@ -53,6 +57,7 @@ type extractor struct {
 	root  *os.Root
 	ids   Owner
 	sum   Summary
+	room  int64         // bytes that may still be unpacked
 	links []*tar.Header // hard links, made last: their target may follow them
 	dirs  []dirTime     // times of directories, set last: making entries changes them
 }
@@ -146,7 +151,10 @@ func (x *extractor) file(name string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, r)
+	n, err := io.Copy(f, io.LimitReader(r, x.room+1))
+	if x.room -= n; x.room < 0 {
+		err = errors.New("the image is too large")
+	}
 	return errors.Join(err, f.Close())
 }
 

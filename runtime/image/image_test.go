@@ -90,7 +90,7 @@ func FuzzExtract(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		x := extractor{root: root, ids: only(os.Getuid())}
+		x := extractor{root: root, ids: only(os.Getuid()), room: 1 << 16}
 		_ = x.run(tar.NewReader(bytes.NewReader(archive))) // most archives are none
 		left, err := os.ReadDir(top)
 		if err != nil || len(left) != 1 {
@@ -104,6 +104,29 @@ func FuzzExtract(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// A sparse file claims a size without having it.
+func TestExtractTooLarge(t *testing.T) {
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range []string{"fits", "does-not"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Size: 600, Uid: os.Getuid(), Gid: os.Getgid()}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, 600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x := extractor{root: root, ids: only(os.Getuid()), room: 1000}
+	if err := x.run(tar.NewReader(&b)); err == nil || !strings.Contains(err.Error(), "does-not: the image is too large") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestExtractOwners(t *testing.T) {
@@ -128,7 +151,7 @@ func TestExtractOwners(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to give files away")
 	}
-	x := extractor{root: root, ids: only(0)}
+	x := extractor{root: root, ids: only(0), room: 1 << 16}
 	if err := x.run(tar.NewReader(&b)); err != nil {
 		t.Fatal(err)
 	}
