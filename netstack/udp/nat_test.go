@@ -55,6 +55,8 @@ func TestRoundTrip(t *testing.T) {
 					t.Errorf("reply (-want +got):\n%s", diff)
 				}
 			}
+			// A frame is counted when it has been written.
+			eventually(t, "four replies are counted", func() bool { return n.Stats().TxDatagrams == 4 })
 			s := n.Stats()
 			want := Stats{Sessions: 1, SessionsTotal: 1, RxDatagrams: 4, RxBytes: 1378, TxDatagrams: 4, TxBytes: 1378 + 16}
 			if diff := cmp.Diff(want, s); diff != "" {

@@ -71,6 +71,7 @@ func TestPublish(t *testing.T) {
 			if string(b) != "pong" || from != bound[0] {
 				t.Errorf("the client got %q from %v, want pong from %v", b, from, bound[0])
 			}
+			eventually(t, "the request is counted", func() bool { return n.Stats().Published.TxDatagrams == 1 })
 			s := n.Stats()
 			if s.SessionsTotal != 0 {
 				t.Errorf("%d sessions of the NAT", s.SessionsTotal)

@@ -80,15 +80,15 @@ func (t *traffic) closed(why reason) {
 
 func (t *traffic) sent(datagrams, bytes int) {
 	for ; t != nil; t = t.sum {
-		t.rx.Add(uint64(datagrams))
 		t.rxBytes.Add(uint64(bytes))
+		t.rx.Add(uint64(datagrams))
 	}
 }
 
 func (t *traffic) delivered(datagrams, bytes int) {
 	for ; t != nil; t = t.sum {
-		t.tx.Add(uint64(datagrams))
 		t.txBytes.Add(uint64(bytes))
+		t.tx.Add(uint64(datagrams))
 	}
 }
 
