@@ -24,18 +24,26 @@ import (
 func TestKilled(t *testing.T) {
 	for _, tt := range []struct {
 		victim, network string
+		user            string // that the workload changes to
 		status          int
 		words           []string // of the one line on standard error; nil: nothing is said
 	}{
-		{"launcher", "private", 137, nil},
-		{"monitor", "private", 125, []string{"monitor was killed"}},
-		{"workload", "private", 137, nil},
-		{"launcher", "none", 137, nil},
-		{"guard", "none", 125, []string{"guard was killed"}},
-		{"workload", "none", 137, nil},
+		{"launcher", "private", "0", 137, nil},
+		{"monitor", "private", "0", 125, []string{"monitor was killed"}},
+		{"workload", "private", "0", 137, nil},
+		{"launcher", "none", "0", 137, nil},
+		{"guard", "none", "0", 125, []string{"guard was killed"}},
+		{"workload", "none", "0", 137, nil},
+		// Changing the user clears the parent-death signal, prctl(2): who kills it is
+		// the monitor, or the guard.
+		{"launcher", "private", "1", 137, nil},
+		{"launcher", "none", "1", 137, nil},
 	} {
-		t.Run(tt.victim+" with network "+tt.network, func(t *testing.T) {
-			w, port := busyRun(t, tt.network)
+		t.Run(tt.victim+" with network "+tt.network+" of user "+tt.user, func(t *testing.T) {
+			if tt.user != "0" {
+				needsSubIDs(t)
+			}
+			w, port := busyRun(t, tt.network, tt.user)
 			pid := w.remember("sleep 621")
 			vivid(t, w, tt.network)
 			launcher := w.launcher()
@@ -75,8 +83,9 @@ func TestKilled(t *testing.T) {
 
 // busyRun starts a container with a bit of everything: listeners of two protocols, a
 // unix socket, a volume, files in its upper layers, several processes, one in a
-// session of its own. It returns when they are all there.
-func busyRun(t *testing.T, network string) (w *watched, port int) {
+// session of its own. Its workload, `sleep 621`, has changed to user. It returns when
+// they are all there.
+func busyRun(t *testing.T, network, user string) (w *watched, port int) {
 	t.Helper()
 	port = freePorts(t, 1)
 	args := append([]string{"run", "--rm", "--network", network, "-v", openDir(t) + ":/w"}, withHelper(t, "answer")...)
@@ -85,7 +94,7 @@ func busyRun(t *testing.T, network string) (w *watched, port int) {
 		args = append(args, "-p", fmt.Sprintf("%d:80", port), "-p", fmt.Sprintf("%d:80/udp", port), "--metrics", "unix:m.sock")
 	}
 	w = inNursery(t, append(args, "host", "sh", "-c",
-		"mkdir /etc/upper && echo x >/etc/upper/x && echo x >/var/x && /e2e tcp:80 udp:80 stream:81 & setsid sleep 620 & sleep 619 & exec sleep 621")...)
+		"mkdir /etc/upper && echo x >/etc/upper/x && echo x >/var/x && /e2e tcp:80 udp:80 stream:81 & setsid sleep 620 & sleep 619 & exec setpriv --reuid "+user+" sleep 621")...)
 	w.says("answering")
 	return w, port
 }
@@ -269,7 +278,7 @@ func TestEndLeavesNothing(t *testing.T) {
 		})
 	}
 	t.Run("killed by three signals", func(t *testing.T) {
-		w, port := busyRun(t, "private")
+		w, port := busyRun(t, "private", "0")
 		w.remember("sleep 621")
 		launcher := w.launcher()
 		eventually(t, patience, "the end by SIGTERM", func() bool {
