@@ -29,7 +29,7 @@ func init() { helpers["agent"] = serveAgent }
 // standard input, one reply a line on its standard output.
 type agent struct {
 	*process
-	in  io.Writer
+	in  io.WriteCloser
 	out *bufio.Reader
 }
 
@@ -94,6 +94,15 @@ func (a *agent) do(args ...any) string {
 		a.t.Fatalf("agent: %v: %s", args, r.Err)
 	}
 	return r.Text
+}
+
+// end ends the agent and waits until nothing of its container is left.
+func (a *agent) end() {
+	a.t.Helper()
+	a.in.Close()
+	if status := a.wait(); status != 0 {
+		a.t.Errorf("the agent ended with status %d", status)
+	}
 }
 
 // agentState is what an agent keeps from one command to the next.

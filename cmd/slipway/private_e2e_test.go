@@ -27,8 +27,8 @@ var unroutable = netip.MustParseAddr("203.0.113.7")
 
 // onPrivateHost runs the test again in a process of its own, with network and mount
 // namespaces that stand for a host, and reports false; there, it reports true. The
-// host has the addresses 127.0.0.0/8, ::1 and hostAddr, all ports to itself, a
-// /etc/resolv.conf that can be written (resolvConf), and lets everybody ping.
+// host has the addresses 127.0.0.0/8, ::1 and hostAddr, all ports to itself, and an
+// /etc/resolv.conf of its own (setResolvConf).
 func onPrivateHost(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(privateEnv) == t.Name() {
@@ -89,15 +89,20 @@ func makePrivate(t *testing.T) {
 			t.Fatalf("add route %v: %v", r, err)
 		}
 	}
+	setResolvConf(t, "")
+}
+
+// allowPing lets the engine ping on a private host. Nobody can on a fresh one.
+func allowPing(t *testing.T) {
+	t.Helper()
 	// In a user namespace only the groups that it has can be named.
-	pingGroups := "0 0"
-	if os.Getgid() == 0 && canMap() {
-		pingGroups = "0 2147483647"
+	groups := "0 0"
+	if canMap() {
+		groups = "0 2147483647"
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(pingGroups), 0o644); err != nil {
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	setResolvConf(t, "")
 }
 
 // canMap tells whether the process's user namespace has more than one group.
