@@ -146,13 +146,8 @@ func (c *container) start(ctx context.Context, s spec) error {
 	if err := tell(c.control, kindMapped); err != nil {
 		return c.died(err)
 	}
-	m, f, err := c.expect(ctx, kindReady)
-	if err != nil {
+	if ns.tap, err = c.expect(ctx, kindReady); err != nil {
 		return err
-	}
-	ns.tap = f
-	if s.PlainTAP != "" && f == nil && os.Geteuid() != 0 {
-		return fmt.Errorf("open the plain device inside the container: %s", m.Text)
 	}
 	if c.conn, err = connect(c.cfg, ns); err != nil {
 		return err
@@ -164,7 +159,7 @@ func (c *container) start(ctx context.Context, s spec) error {
 		return c.died(err)
 	}
 	if s.TTY != nil {
-		_, master, err := c.expect(ctx, kindTerminal)
+		master, err := c.expect(ctx, kindTerminal)
 		if err != nil {
 			return err
 		}
@@ -172,7 +167,7 @@ func (c *container) start(ctx context.Context, s spec) error {
 			return err
 		}
 	}
-	if _, _, err := c.expect(ctx, kindExec); err != nil {
+	if _, err := c.expect(ctx, kindExec); err != nil {
 		return err
 	}
 	// The stage's end closes when execve succeeds; before that comes at
@@ -247,17 +242,17 @@ func (c *container) attach(master *os.File) error {
 }
 
 // expect waits for a message of kind k and returns its descriptor.
-func (c *container) expect(ctx context.Context, k kind) (message, *os.File, error) {
+func (c *container) expect(ctx context.Context, k kind) (*os.File, error) {
 	e, err := c.next(ctx)
 	switch {
 	case err != nil:
-		return message{}, nil, err
+		return nil, err
 	case e.err != nil:
-		return message{}, nil, c.died(e.err)
+		return nil, c.died(e.err)
 	case e.m.Kind != k:
-		return message{}, nil, fmt.Errorf("unexpected message %q from the stage, not %q", e.m.Kind, k)
+		return nil, fmt.Errorf("unexpected message %q from the stage, not %q", e.m.Kind, k)
 	}
-	return e.m, e.f, nil
+	return e.f, nil
 }
 
 // next waits for the stage's next message of consequence, while it is still a

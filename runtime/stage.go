@@ -204,9 +204,10 @@ func ready(s spec) error {
 	}
 	f, err := tap.OpenPlain(s.PlainTAP)
 	if err != nil {
-		// Real root's container is another user, who may not open a
-		// 0600 node; the monitor, which may, then opens it.
-		return controlFD.send(message{Kind: kindReady, Text: err.Error()}, -1)
+		// Real root's container is another user, who may not open a 0600
+		// node. The monitor, which may, makes the device then, or says
+		// why nobody can.
+		return controlFD.send(message{Kind: kindReady}, -1)
 	}
 	defer f.Close()
 	return controlFD.send(message{Kind: kindReady}, int(f.Fd()))

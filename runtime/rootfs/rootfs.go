@@ -82,7 +82,7 @@ func Open(cfg Config) (*Root, error) {
 	// Nothing that is mounted from here on may show on the machine, nor the
 	// machine's later mounts here.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return nil, fmt.Errorf("make mounts private: %w", err)
+		return nil, fmt.Errorf("make mounts private: %w (AppArmor may take the rights of user namespaces away: run slipway doctor)", err)
 	}
 	for _, v := range cfg.Volumes {
 		fd, err := clone(v.Source, recursive)
