@@ -53,6 +53,22 @@ type Limits struct {
 // descriptor.
 func DefaultLimits() Limits { return Limits{Flows: 8192, PendingDials: 4096, UDPSessions: 4096} }
 
+// spareFiles are for what Limits does not count: the device, listeners, pipes,
+// resolvers.
+const spareFiles = 1024
+
+// Within returns l made small enough for a process that may open files descriptors
+// (RLIMIT_NOFILE, getrlimit(2)): no kind of flow can then starve another of them.
+func (l Limits) Within(files uint64) Limits {
+	need := uint64(l.Flows) + uint64(l.PendingDials) + uint64(l.UDPSessions)
+	have := max(files, 2*spareFiles) - spareFiles
+	if need <= have {
+		return l
+	}
+	scale := func(n int) int { return max(1, int(uint64(n)*have/need)) }
+	return Limits{Flows: scale(l.Flows), PendingDials: scale(l.PendingDials), UDPSessions: scale(l.UDPSessions)}
+}
+
 // Config describes a Stack.
 type Config struct {
 	// Network is the address plan.

@@ -351,6 +351,22 @@ func fragmentOf(frame []byte, flags uint8, offset uint16) []byte {
 	return b
 }
 
+func TestLimitsWithin(t *testing.T) {
+	def := DefaultLimits()
+	if got := def.Within(1 << 20); got != def {
+		t.Errorf("a million files: %+v, want the limits as they are", got)
+	}
+	for _, files := range []uint64{0, 1024, 4096, 20000} {
+		got := def.Within(files)
+		if n := uint64(got.Flows + got.PendingDials + got.UDPSessions); n > max(files, 2*spareFiles)-spareFiles {
+			t.Errorf("%d files: %+v need %d", files, got, n)
+		}
+		if got.Flows < 1 || got.PendingDials < 1 || got.UDPSessions < 1 {
+			t.Errorf("%d files: %+v closes a kind of flow", files, got)
+		}
+	}
+}
+
 func TestSnake(t *testing.T) {
 	for in, want := range map[string]string{
 		"TCP": "tcp", "CurrentEstablished": "current_established", "RTO": "rto", "SpuriousRTORecovery": "spurious_rto_recovery",

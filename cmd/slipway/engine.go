@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"slipway/metrics"
 	"slipway/netstack"
 	"slipway/netstack/confine"
@@ -32,12 +34,16 @@ func engine() error {
 			return fmt.Errorf("engine: lock down (--sandbox=off runs without): %w", err)
 		}
 	}
+	limits, err := withinFiles(cfg.Limits)
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
 	device, err := tap.Adopt(start.Device, tapName, start.Offload)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	stack, err := netstack.New(netstack.Config{
-		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: cfg.Limits,
+		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: limits,
 		Resolvers: client.Resolvers, Log: logger(),
 		Policy: netstack.Policy{
 			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
@@ -96,6 +102,20 @@ func serve(cfg engineConfig, start *monitor.StartMessage, stack *netstack.Stack,
 		}()
 	}
 	return nil
+}
+
+// withinFiles fits the limits into what the process may open; the Go runtime has
+// raised the soft limit to the hard one.
+func withinFiles(l netstack.Limits) (netstack.Limits, error) {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return l, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+	}
+	fitting := l.Within(files.Cur)
+	if fitting != l {
+		logger().Warn("fewer flows than asked for: the limit of open files is low", "files", files.Cur, "flows", fitting.Flows, "fix", "ulimit -n 65536")
+	}
+	return fitting, nil
 }
 
 // ownListeners are the addresses at which this network itself listens.

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -24,6 +26,9 @@ const (
 	// buffer of its own size: gVisor accounts the bytes of a segment and not the
 	// buffer behind it, so a small frame must not pin 64 KiB.
 	copyBelow = 32 << 10
+	// flushEvery bounds how many frames a handler may hold back while more are
+	// waiting.
+	flushEvery = 64
 	// maxReadErrors in a row end the receive loop: a device whose every read fails
 	// must not cost a core.
 	maxReadErrors = 100
@@ -63,7 +68,8 @@ type Endpoint struct {
 	stats   counters
 	writers sync.Pool
 
-	mu         sync.RWMutex // guards dispatcher
+	stopping   atomic.Bool  // tells the receive loop to end
+	mu         sync.RWMutex // guards dispatcher and done
 	dispatcher stack.NetworkDispatcher
 	done       chan struct{} // closed when the receive loop has ended; nil before Attach
 }
@@ -160,14 +166,17 @@ func (e *Endpoint) Attach(d stack.NetworkDispatcher) {
 	e.mu.Unlock()
 	if d == nil && started {
 		e.Close()
-		e.Wait()
 	}
 }
 
-// Close implements stack.NetworkLinkEndpoint. It ends the receive loop; nobody
-// may send any more.
+// Close implements stack.NetworkLinkEndpoint. It ends the receive loop, and closes
+// the device after it; nobody may send any more.
 func (e *Endpoint) Close() {
-	// The only error is that it is closed already.
+	e.stopping.Store(true)
+	// A deadline in the past wakes a loop that is parked. The only error of both
+	// calls is that the device is closed already.
+	_ = e.dev.File().SetReadDeadline(time.Unix(1, 0))
+	e.Wait()
 	_ = e.dev.Close()
 }
 
@@ -191,12 +200,17 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 	var rest [256]byte // a frame of 64 KiB and its Ethernet header overflows the big buffer
 	big := buffer.NewViewSize(bigFrame)
 	defer func() { big.Release() }()
-	for failed := 0; failed < maxReadErrors; {
+	sinceFlush := 0
+	for failed := 0; failed < maxReadErrors && !e.stopping.Load(); {
 		h, n, err := r.TryRead(big.AsSlice(), rest[:])
-		if errors.Is(err, unix.EAGAIN) {
+		idle := errors.Is(err, unix.EAGAIN)
+		if sinceFlush++; idle || sinceFlush == flushEvery {
+			sinceFlush = 0
 			for _, p := range e.cfg.Handlers {
 				p.Flush()
 			}
+		}
+		if idle {
 			h, n, err = r.Read(big.AsSlice(), rest[:])
 		}
 		switch {
@@ -204,7 +218,9 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 		case errors.Is(err, tap.ErrHeader):
 			e.stats.rxBadHeader.Add(1)
 			continue
-		case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EBADFD):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue // stopping
+		case errors.Is(err, unix.EBADFD), errors.Is(err, os.ErrClosed):
 			return // EBADFD: the device was deleted from inside the namespace
 		default:
 			e.stats.rxErrors.Add(1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -75,7 +76,29 @@ func Configure(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
 			return nil, fmt.Errorf("add default route by %v on link %s: %w", gw, l.Name, err)
 		}
 	}
+	if v6 {
+		awaitLocal(h, l.Addresses)
+	}
 	return bytes.Clone(link.Attrs().HardwareAddr), nil
+}
+
+// localPatience is how long the kernel may take to route an address to itself.
+const localPatience = time.Second
+
+// awaitLocal waits until the IPv6 addresses are routed as local. The kernel does
+// that in deferred work, and drops what arrives before. It is a wait for the first
+// packet's sake only, so there is no error.
+func awaitLocal(h *netlink.Handle, addresses []netip.Prefix) {
+	deadline := time.Now().Add(localPatience)
+	for _, p := range addresses {
+		for p.Addr().Is6() && time.Now().Before(deadline) {
+			routes, err := h.RouteGet(p.Addr().AsSlice())
+			if err != nil || len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			time.Sleep(time.Millisecond) // nothing announces it
+		}
+	}
 }
 
 func addAddress(h *netlink.Handle, link netlink.Link, p netip.Prefix) error {
