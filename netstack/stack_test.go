@@ -328,6 +328,9 @@ func FuzzFrames(f *testing.F) {
 	} {
 		f.Add(seed[0], seed[1])
 	}
+	for _, frame := range refusedFrames() {
+		f.Add(plain(frame), plain(syn4))
+	}
 	g := newGuest(f, closed())
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		g.t = t
