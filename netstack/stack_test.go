@@ -148,7 +148,7 @@ func TestGatewayAnswersEcho(t *testing.T) {
 					addrPort(ip.SourceAddress(), 0).Addr() == tt.dst
 			case header.IPv6ProtocolNumber:
 				ip := header.IPv6(p)
-				return ip.TransportProtocol() == header.ICMPv6ProtocolNumber && header.ICMPv6(ip.Payload()).Type() == header.ICMPv6EchoReply &&
+				return ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) && header.ICMPv6(ip.Payload()).Type() == header.ICMPv6EchoReply &&
 					addrPort(ip.SourceAddress(), 0).Addr() == tt.dst
 			}
 			return false
@@ -193,7 +193,7 @@ func TestClosedDestinationIsUnreachable(t *testing.T) {
 	g.send(tap.Header{}, ft.TCP(ft.Guest6, ft.World6, header.TCPFlagSyn, ""))
 	g.until("ICMPv6 destination unreachable", func(f []byte) bool {
 		ip := header.IPv6(f[header.EthernetMinimumSize:])
-		return header.Ethernet(f).Type() == header.IPv6ProtocolNumber && ip.TransportProtocol() == header.ICMPv6ProtocolNumber &&
+		return header.Ethernet(f).Type() == header.IPv6ProtocolNumber && ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) &&
 			header.ICMPv6(ip.Payload()).Type() == header.ICMPv6DstUnreachable
 	})
 	if got := g.stack.Stats().DialErrors["policy"]; got != 2 {

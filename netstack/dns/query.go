@@ -121,7 +121,7 @@ func (r *Relay) ask(ctx context.Context, resolver netip.AddrPort, query []byte) 
 		return nil, err
 	}
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := c.Write(query); err != nil {
 		return nil, err

@@ -81,7 +81,7 @@ func (g *Guard) checkIPv6(h tap.Header, b []byte, n int) reason {
 		return badLength
 	}
 	src := netip.AddrFrom16([16]byte(b[8:24]))
-	switch proto := ip.TransportProtocol(); {
+	switch proto := tcpip.TransportProtocolNumber(ip.NextHeader()); {
 	case proto == header.ICMPv6ProtocolNumber:
 		// Neighbour discovery uses link-local and unspecified sources.
 		if !src.IsLinkLocalUnicast() && !src.IsUnspecified() && !g.source(src) {

@@ -79,7 +79,7 @@ type flowTest struct {
 
 // newFlow connects a guest through Run to a socket of the host. ctx ends the
 // relay.
-func newFlow(t *testing.T, ctx context.Context) *flowTest {
+func newFlow(ctx context.Context, t *testing.T) *flowTest {
 	t.Helper()
 	p := newPair(t)
 	f := &flowTest{done: make(chan error, 1)}
@@ -141,7 +141,7 @@ func randomBytes(n int) []byte {
 }
 
 func TestBothWaysAtOnce(t *testing.T) {
-	f := newFlow(t, t.Context())
+	f := newFlow(t.Context(), t)
 	const size = 24 << 20
 	data := randomBytes(size)
 	want := sha256.Sum256(data)
@@ -178,7 +178,7 @@ func TestBothWaysAtOnce(t *testing.T) {
 func TestHalfClose(t *testing.T) {
 	for _, first := range []string{"guest", "host"} {
 		t.Run(first+" first", func(t *testing.T) {
-			f := newFlow(t, t.Context())
+			f := newFlow(t.Context(), t)
 			type end interface {
 				io.ReadWriter
 				CloseWrite() error
@@ -222,7 +222,7 @@ func TestReset(t *testing.T) {
 		}
 	}
 	t.Run("by the host", func(t *testing.T) {
-		f := newFlow(t, t.Context())
+		f := newFlow(t.Context(), t)
 		exchange(t, f)
 		f.host.SetLinger(0)
 		f.host.Close()
@@ -245,7 +245,7 @@ func TestReset(t *testing.T) {
 		f.guest.Close()
 	}
 	t.Run("by the guest", func(t *testing.T) {
-		f := newFlow(t, t.Context())
+		f := newFlow(t.Context(), t)
 		exchange(t, f)
 		resetGuest(t, f)
 		if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -256,7 +256,7 @@ func TestReset(t *testing.T) {
 		}
 	})
 	t.Run("by the guest after its FIN", func(t *testing.T) {
-		f := newFlow(t, t.Context())
+		f := newFlow(t.Context(), t)
 		exchange(t, f)
 		if err := f.guest.CloseWrite(); err != nil {
 			t.Fatal(err)
@@ -273,7 +273,7 @@ func TestReset(t *testing.T) {
 
 // TestBackPressure: what nobody reads stays with the sender.
 func TestBackPressure(t *testing.T) {
-	f := newFlow(t, t.Context())
+	f := newFlow(t.Context(), t)
 	f.host.SetWriteDeadline(time.Now().Add(2 * time.Second))
 	var sent int
 	chunk := make([]byte, 1<<20)
@@ -295,7 +295,7 @@ func TestBackPressure(t *testing.T) {
 
 func TestContextEndsFlow(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	f := newFlow(t, ctx)
+	f := newFlow(ctx, t)
 	why := errors.New("why")
 	cancel(why)
 	if err := f.end(t); !errors.Is(err, why) {

@@ -31,7 +31,10 @@ type hop struct {
 // limit hands the TTL of a datagram on.
 func (h *hop) limit(ttl uint8) {
 	if ttl != usualTTL {
-		h.control = hopLimit(ttl, h.name.n == unix.SizeofSockaddrInet4)
+		h.control = hopLimit(ttl, unix.SOL_IPV6, unix.IPV6_HOPLIMIT)
+		if h.name.n == unix.SizeofSockaddrInet4 {
+			h.control = hopLimit(ttl, unix.SOL_IP, unix.IP_TTL)
+		}
 	}
 }
 

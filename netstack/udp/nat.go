@@ -25,6 +25,7 @@ type Route func(dst netip.AddrPort) (netip.AddrPort, error)
 // Filtering says from whom a session takes datagrams (RFC 4787 section 5).
 type Filtering int
 
+// The kinds of filtering.
 const (
 	AddressDependent    Filtering = iota // from addresses that the guest has sent to, any port
 	EndpointIndependent                  // from everybody: a full cone
@@ -250,7 +251,7 @@ func (n *NAT) Input(h tap.Header, frame []byte) bool {
 	if !found && n.offered(&d) {
 		return true
 	}
-	n.first(s, &d, found)
+	n.first(s, &d)
 	return true
 }
 
@@ -261,7 +262,7 @@ func (n *NAT) expires(d *datagram) bool {
 }
 
 // first sends a datagram after Route was asked.
-func (n *NAT) first(s *session, d *datagram, found bool) {
+func (n *NAT) first(s *session, d *datagram) {
 	if n.expires(d) {
 		n.count.ttl.Add(uint64(d.count()))
 		n.complain(timeExceeded, d.ip)
@@ -273,7 +274,7 @@ func (n *NAT) first(s *session, d *datagram, found bool) {
 		err = unix.EHOSTUNREACH
 	}
 	if err != nil {
-		if found {
+		if s != nil {
 			s.forget(d.dst)
 		}
 		n.refuse(d, err)

@@ -92,13 +92,10 @@ func source(local netip.Addr, ifindex uint32) control {
 // (net.ipv4.ip_default_ttl). Such a datagram gets the host's own.
 const usualTTL = 64
 
-// hopLimit makes the control message for a datagram that came with ttl.
-func hopLimit(ttl uint8, is4 bool) control {
+// hopLimit makes the control message for a datagram that came with ttl: SOL_IP and
+// IP_TTL, or SOL_IPV6 and IPV6_HOPLIMIT.
+func hopLimit(ttl uint8, level, kind int32) control {
 	var c control
-	level, kind := int32(unix.SOL_IPV6), int32(unix.IPV6_HOPLIMIT)
-	if is4 {
-		level, kind = unix.SOL_IP, unix.IP_TTL
-	}
 	binary.NativeEndian.PutUint32(putCmsg(c.raw[:], level, kind, 4), uint32(max(ttl, 2)-1))
 	c.n = uint8(unix.CmsgSpace(4))
 	return c

@@ -37,6 +37,7 @@ const (
 // Verdict is what Parse thinks of a frame.
 type Verdict int
 
+// What a frame can be.
 const (
 	Other     Verdict = iota // not for the short paths; nothing is known to be wrong with it
 	OK                       // one whole IP packet
