@@ -278,15 +278,22 @@ func below(pid int) (map[int]string, error) {
 // child is the descendant of pid whose command line ends in name; it waits for one.
 func child(t *testing.T, pid int, name string) int {
 	t.Helper()
+	return find(t, pid, "a process "+name, func(cmdline string) bool { return strings.HasSuffix(cmdline, name) })
+}
+
+// find is child with a condition; what it looks for is for a failed test's log.
+func find(t *testing.T, pid int, what string, is func(cmdline string) bool) int {
+	t.Helper()
 	found := 0
-	eventually(t, patience, "a process "+name, func() bool {
+	eventually(t, patience, what, func() bool {
 		for p, cmdline := range descendants(t, pid) {
-			if strings.HasSuffix(cmdline, name) {
+			// A process that has forked and not yet executed something else looks like
+			// its parent.
+			if is(cmdline) && (found == 0 || descendants(t, p)[found] != "") {
 				found = p
-				return true
 			}
 		}
-		return false
+		return found != 0
 	})
 	return found
 }

@@ -132,22 +132,8 @@ func commandInNursery(t *testing.T, env []string, args ...string) *watched {
 // launcher is the pid of the run itself, the nursery's child.
 func (w *watched) launcher() int {
 	w.t.Helper()
-	return w.find(func(cmdline string) bool { return strings.HasPrefix(cmdline, os.Getenv("SLIPWAY_BIN")+" run ") })
-}
-
-// find waits for a process of the run.
-func (w *watched) find(is func(cmdline string) bool) int {
-	w.t.Helper()
-	found := 0
-	eventually(w.t, patience, "a process of the run", func() bool {
-		for pid, cmdline := range descendants(w.t, w.Process.Pid) {
-			if is(cmdline) {
-				found = pid
-			}
-		}
-		return found != 0
-	})
-	return found
+	run := os.Getenv("SLIPWAY_BIN") + " run "
+	return find(w.t, w.Process.Pid, "a launcher", func(cmdline string) bool { return strings.HasPrefix(cmdline, run) })
 }
 
 func (w *watched) written(t *testing.T) string {
@@ -205,7 +191,7 @@ func sharedFiles(t *testing.T) map[string]bool {
 // command line is name, and returns the workload's pid.
 func (w *watched) remember(name string) int {
 	w.t.Helper()
-	pid := w.find(func(cmdline string) bool { return cmdline == name })
+	pid := find(w.t, w.Process.Pid, "a workload", func(cmdline string) bool { return cmdline == name })
 	w.pids = descendants(w.t, w.Process.Pid)
 	w.spaces = make(map[string]string)
 	for _, kind := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
