@@ -68,7 +68,7 @@ func returnsTo(t *testing.T, before holdings) {
 		if time.Now().After(deadline) {
 			_, what := live(t)
 			buf := make([]byte, 1<<16)
-			t.Fatalf("held: %+v, before: %+v\n%s\n%s", now, before, what, buf[:runtime.Stack(buf, true)])
+			t.Fatalf("held: %+v, before: %+v\n%.8000s\n%s", now, before, what, buf[:runtime.Stack(buf, true)])
 		}
 		time.Sleep(10 * time.Millisecond) // between two looks
 		now = held(t)

@@ -109,6 +109,7 @@ func (a *agent) end() {
 type agentState struct {
 	listeners map[string]net.Listener
 	held      sync.WaitGroup
+	sockets   []net.Conn // of spread
 }
 
 // serveAgent is the agent. It ends with its standard input.
@@ -127,6 +128,8 @@ func serveAgent([]string) error {
 		"closefirst": s.closeFirst,
 		"echo":       s.echo,
 		"accept":     s.accept,
+		"many":       agentMany,
+		"spread":     s.spread,
 		"swap":       s.swap,
 		"hold":       s.hold,
 	}
@@ -252,6 +255,31 @@ func agentTalk(args []string) (string, error) {
 		return "", err
 	}
 	return "", echoed("tcp", args[0], n, port)
+}
+
+// agentMany: many ADDR N SIZE makes N echoes at once.
+func agentMany(args []string) (string, error) {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	size, err := strconv.Atoi(args[2])
+	if err != nil {
+		return "", err
+	}
+	return "", many(args[0], n, size)
+}
+
+func many(addr string, n, size int) error {
+	errs := make(chan error, n)
+	for range n {
+		go func() { errs <- echoed("tcp", addr, size, 0) }()
+	}
+	var all error
+	for range n {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // agentPacket: packet NETWORK ADDR SIZE is an echo of one datagram.
@@ -475,6 +503,32 @@ type (
 	onlyWriter struct{ io.Writer }
 	onlyReader struct{ io.Reader }
 )
+
+// spread: spread ADDR N sends a datagram from each of N sockets, which stay open, and
+// waits for the answers.
+func (s *agentState) spread(args []string) (string, error) {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	for range n {
+		c, err := net.Dial("udp", args[0])
+		if err != nil {
+			return "", err
+		}
+		s.sockets = append(s.sockets, c)
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return "", err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			return "", err
+		}
+		if _, err := c.Read(make([]byte, 16)); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
 
 // hold: hold ADDR N begins to connect N times, and does not wait for it.
 func (s *agentState) hold(args []string) (string, error) {

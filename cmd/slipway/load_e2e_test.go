@@ -193,3 +193,62 @@ func freeTCP(t *testing.T) int {
 	}
 	return port
 }
+
+// TestManyAtOnce: many connections at a time do not mix up their bytes.
+func TestManyAtOnce(t *testing.T) {
+	const n, size = 200, 256 << 10
+	for _, offload := range []string{"auto", "off"} {
+		t.Run("offload="+offload, func(t *testing.T) {
+			t.Run("outwards", func(t *testing.T) {
+				a := newAgent(t, "--host-access", "loopback", "--offload", offload)
+				a.do("many", at(gateway4, hostEcho(t, "tcp4", "127.0.0.1:0")), n, size)
+			})
+			for _, path := range []string{"tap", "kernel"} {
+				t.Run("published by "+path, func(t *testing.T) {
+					published := at("127.0.0.1", freeTCP(t))
+					a := newAgent(t, "-p", published+":80", "--publish-path", path, "--offload", offload)
+					a.do("echo", "tcp", ":80")
+					if err := many(published, n, size); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestLimits: what is beyond a limit is refused and counted, and what is within it
+// goes on.
+func TestLimits(t *testing.T) {
+	const limit, more = 5, 3
+	socket := metricsSocket(t)
+	a := newAgent(t, "--host-access", "loopback", "--metrics", "unix:"+socket,
+		"--max-flows", strconv.Itoa(limit), "--max-pending-dials", strconv.Itoa(limit), "--max-udp-sessions", strconv.Itoa(limit))
+	tcp, udp := at(gateway4, hostEcho(t, "tcp4", "127.0.0.1:0")), at(gateway4, hostEcho(t, "udp4", "127.0.0.1:0"))
+
+	a.do("hold", tcp, limit)
+	eventually(t, patience, "open flows", func() bool { return number(t, scrape(t, socket), "slipway_tcp_flows_open") == limit })
+	for range more {
+		if r := a.try("dial", "tcp", tcp); r.Errno != unix.ECONNREFUSED || r.Took > atOnce {
+			t.Errorf("a flow beyond the limit: %q after %s, want %v at once", r.Err, r.Took, unix.ECONNREFUSED)
+		}
+	}
+	a.do("spread", udp, limit+more)
+	m := scrape(t, socket)
+	for name, want := range map[string]int{
+		"slipway_tcp_flows_open": limit, `slipway_refused_total{limit="flows"}`: more,
+		"slipway_udp_sessions_open": limit, "slipway_udp_sessions_evicted_total": more,
+	} {
+		if got := number(t, m, name); got != want {
+			t.Errorf("%s is %d, want %d", name, got, want)
+		}
+	}
+	a.end()
+
+	a = newAgent(t, "--host-access", "loopback", "--metrics", "unix:"+socket, "--max-pending-dials", strconv.Itoa(limit))
+	a.do("hold", at(gateway4, deadPeer(t)), limit+more)
+	eventually(t, patience, "refused dials", func() bool {
+		m := scrape(t, socket)
+		return number(t, m, "slipway_tcp_dials_pending") == limit && number(t, m, `slipway_refused_total{limit="pending_dials"}`) >= more
+	})
+}

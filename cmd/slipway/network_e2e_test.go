@@ -87,6 +87,25 @@ func TestHostByLoopback(t *testing.T) {
 	}
 }
 
+// TestPublishedDatagrams: datagrams of any size reach a published port, and are
+// answered.
+func TestPublishedDatagrams(t *testing.T) {
+	for _, offload := range []string{"auto", "off"} {
+		t.Run("offload="+offload, func(t *testing.T) {
+			port := freeTCP(t) // for UDP it is as free as any
+			a := newAgent(t, "--offload", offload, "-p", at("127.0.0.1", port)+":53/udp", "-p", at("::1", port)+":53/udp")
+			a.do("echo", "udp", ":53")
+			for _, host := range []string{"127.0.0.1", "::1"} {
+				for _, n := range []int{0, 1, 1472, 1473, 8192, 60000} {
+					if err := packet("udp", at(host, port), n); err != nil {
+						t.Errorf("%s, %d bytes: %v", host, n, err)
+					}
+				}
+			}
+		})
+	}
+}
+
 // TestConnectTellsTheTruth: connect(2) in a container fails as it would on the host,
 // and at once.
 func TestConnectTellsTheTruth(t *testing.T) {
