@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -235,20 +236,30 @@ func furnish(s spec, ids idmap.Inside) (*rootfs.Root, error) {
 	if s.Image.Kind == image.OCI {
 		_, img, err := image.Load(s.Image)
 		if err != nil {
-			return nil, err
+			return nil, unreadable(s.Image, err)
 		}
 		cfg.Layers = img
 	}
 	root, err := rootfs.Open(cfg)
 	if err != nil {
-		return nil, err
+		return nil, unreadable(s.Image, err)
 	}
 	if !s.KeepsGroups {
 		if err := unix.Setgroups(nil); err != nil {
 			return nil, fmt.Errorf("drop supplementary groups: %w", err)
 		}
 	}
-	return root, root.Enter()
+	return root, unreadable(s.Image, root.Enter())
+}
+
+// unreadable says what helps when the files of an OCI layout are closed to the
+// container's root, who is nobody special outside: real root's tools often make them
+// with mode 0600.
+func unreadable(ref image.Reference, err error) error {
+	if f := (*fs.PathError)(nil); ref.Kind == image.OCI && errors.As(err, &f) && errors.Is(f, fs.ErrPermission) && strings.HasPrefix(f.Path, ref.Path) {
+		return fmt.Errorf("%w (the container's root is another user on this machine: give others the right to read the image: chmod -R o+rX %s, and o+x on the directories above)", err, ref.Path)
+	}
+	return err
 }
 
 // tune writes the sysctls of the container's own network namespace.
