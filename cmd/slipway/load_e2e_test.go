@@ -196,7 +196,7 @@ func freeTCP(t *testing.T) int {
 
 // TestManyAtOnce: many connections at a time do not mix up their bytes.
 func TestManyAtOnce(t *testing.T) {
-	const n, size = 200, 256 << 10
+	const n, size = 200, 128 << 10
 	for _, offload := range []string{"auto", "off"} {
 		t.Run("offload="+offload, func(t *testing.T) {
 			t.Run("outwards", func(t *testing.T) {
