@@ -15,13 +15,13 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test vet test-unit test-race test-e2e fuzz bench lint cover clean
+.PHONY: help deps build demo test vet test-unit test-race test-e2e fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
 	@echo
 	@sed -n 's/^\([a-z][a-z0-9-]*\):[^#]*## \(.*\)/\1	\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='	' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'First time here? make demo'
 
@@ -55,6 +55,9 @@ test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@sh .make/fuzz.sh $(FUZZTIME)
+
+fuzz-planted: ## each fuzz target finds the bugs planted for it
+	@sh .make/fuzz-planted.sh
 
 bench: build ## the gap table (BENCHFLAGS='--json FILE ...')
 	bin/slipway bench $(BENCHFLAGS)

@@ -62,6 +62,7 @@ func FuzzExtract(f *testing.F) {
 	for _, h := range []tar.Header{
 		{Name: "a/b", Typeflag: tar.TypeReg, Mode: 0o4755, Size: 3}, {Name: "../../up", Typeflag: tar.TypeReg, Size: 3}, {Name: "/abs", Typeflag: tar.TypeDir},
 		{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/"}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "../x"}, {Name: "d", Typeflag: tar.TypeChar}, {Name: ".", Typeflag: tar.TypeDir},
+		{Name: "../up", Typeflag: tar.TypeDir},
 	} {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
