@@ -53,6 +53,9 @@ test-race: ## unit tests with the race detector (needs a C compiler)
 test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
 
+integrity: build ## 1 GiB each way over every path, MTU and device, as you and, for root, as a user (12 minutes)
+	@SLIPWAY_E2E_BYTES=1073741824 E2EFLAGS='-test.run TestIntegrity -test.timeout 60m' sh .make/e2e.sh
+
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@sh .make/fuzz.sh $(FUZZTIME)
 

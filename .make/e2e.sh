@@ -86,7 +86,7 @@ inside_user() { # TMP
 	run user "$1" \
 		setpriv --reuid "$id" --regid "$id" --init-groups --inh-caps=-all \
 		env -i PATH="$PATH" LANG=C.UTF-8 USER="$name" HOME="$1/home" XDG_RUNTIME_DIR="$1/run" \
-		SLIPWAY_BIN="$1/slipway" "$1/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
+		SLIPWAY_BIN="$1/slipway" SLIPWAY_E2E_BYTES="${SLIPWAY_E2E_BYTES:-}" "$1/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
 }
 
 if [ "${1:-}" = --inside ]; then
