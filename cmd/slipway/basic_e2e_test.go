@@ -3,10 +3,8 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,20 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/net/dns/dnsmessage"
 )
-
-func init() {
-	helpers["lookup"] = lookup
-}
-
-// lookup prints the addresses of a name.
-func lookup(args []string) error {
-	addrs, err := net.LookupHost(args[0])
-	fmt.Println(addrs)
-	return err
-}
 
 func TestRunExitStatus(t *testing.T) {
 	t.Parallel()
@@ -336,64 +321,4 @@ func TestRunShowsNothingElse(t *testing.T) {
 	if got := p.stdout.String(); !allowed.MatchString(got) {
 		t.Errorf("the container sees %q", got)
 	}
-}
-
-// TestRunResolvesThroughTheRelay needs the privilege to bind a resolver's port and
-// another /etc/resolv.conf.
-func TestRunResolvesThroughTheRelay(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can listen on port 53 and change /etc/resolv.conf")
-	}
-	t.Parallel()
-	const resolver = "127.53.53.53"
-	serveDNS(t, resolver+":53")
-	conf := filepath.Join(openDir(t), "resolv.conf")
-	if err := os.WriteFile(conf, []byte("nameserver "+resolver+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	args := append([]string{"-m", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, conf, os.Getenv("SLIPWAY_BIN"), "run", "--rm"}, withHelper(t, "lookup")...)
-	p := start(t, exec.Command("unshare", append(args, "host", "/e2e", "name.slipway.test")...))
-	if status, got := p.wait(), p.stdout.String(); status != 0 || got != "[198.51.100.7]\n" {
-		t.Errorf("exit status %d, the name's addresses are %q, want [198.51.100.7]", status, got)
-	}
-}
-
-// serveDNS answers every question for an IPv4 address with 198.51.100.7 (RFC 5737).
-func serveDNS(t *testing.T, addr string) {
-	t.Helper()
-	c, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() {
-		c.Close()
-		<-done
-	})
-	go func() {
-		defer close(done)
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := c.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			var m dnsmessage.Message
-			if err := m.Unpack(buf[:n]); err != nil || len(m.Questions) != 1 {
-				continue
-			}
-			m.Response, m.Additionals = true, nil
-			if q := m.Questions[0]; q.Type == dnsmessage.TypeA {
-				m.Answers = []dnsmessage.Resource{{
-					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1},
-					Body:   &dnsmessage.AResource{A: [4]byte{198, 51, 100, 7}},
-				}}
-			}
-			b, err := m.Pack()
-			if err != nil {
-				continue
-			}
-			_, _ = c.WriteTo(bytes.Clone(b), from)
-		}
-	}()
 }

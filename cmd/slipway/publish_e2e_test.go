@@ -184,9 +184,9 @@ func allFree(first, n int) bool {
 	return true
 }
 
-// ownAddress is an address of this machine that is neither loopback nor link-local
+// ownAddress is an address of this machine of 32 or 128 bits that is neither loopback nor link-local
 // nor inside a container's default networks; "" when there is none.
-func ownAddress(t *testing.T, v6 bool) string {
+func ownAddress(t *testing.T, bits int) string {
 	t.Helper()
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -198,7 +198,7 @@ func ownAddress(t *testing.T, v6 bool) string {
 			t.Fatal(err)
 		}
 		inside := netip.MustParsePrefix("10.0.2.0/24").Contains(p.Addr()) || netip.MustParsePrefix("fd00::/64").Contains(p.Addr())
-		if p.Addr().IsGlobalUnicast() && p.Addr().Is6() == v6 && !inside {
+		if p.Addr().IsGlobalUnicast() && p.Addr().BitLen() == bits && !inside {
 			return p.Addr().String()
 		}
 	}
@@ -222,8 +222,8 @@ func TestPublishShowsTheClient(t *testing.T) {
 					{"loopback", "127.0.0.1", "127.0.0.1", "10.0.2.2"},
 					{"another loopback", "127.1.2.3", "127.0.0.1", "10.0.2.2"},
 					{"IPv6 loopback", "::1", "::1", "fd00::2"},
-					{"own address", ownAddress(t, false), ownAddress(t, false), ""},
-					{"own IPv6 address", ownAddress(t, true), ownAddress(t, true), ""},
+					{"own address", ownAddress(t, 32), ownAddress(t, 32), ""},
+					{"own IPv6 address", ownAddress(t, 128), ownAddress(t, 128), ""},
 				} {
 					t.Run(network+" from "+tt.name, func(t *testing.T) {
 						if tt.local == "" {
