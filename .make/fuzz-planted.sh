@@ -3,6 +3,8 @@
 # target with that copy in place of the original (go test -overlay), and runs it. A planted bug that is not found
 # within TIME fails, and so does a target that has none planted here. The tree is not touched.
 #   fuzz-planted.sh [TIME]
+# Names without blanks, split into words on purpose:
+# shellcheck disable=SC2013
 set -eu
 time=${1:-60s}
 go=${GO:-go}
