@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -63,6 +65,8 @@ func attachTarget(cmd *cobra.Command, pid int, netnsP, usernsP string) (netns.Ta
 
 func attach(ctx context.Context, cfg monitor.Config, readyFD, exitFD int) error {
 	cfg.Log = logger()
+	// Who reads what is said may go; the network stays.
+	signal.Ignore(syscall.SIGPIPE)
 	ready, err := inherited("ready-fd", readyFD)
 	if err != nil {
 		return err

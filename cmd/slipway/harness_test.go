@@ -286,14 +286,16 @@ func find(t *testing.T, pid int, what string, is func(cmdline string) bool) int 
 	t.Helper()
 	found := 0
 	eventually(t, patience, what, func() bool {
+		// A child that was forked and does not execute anything else, or not yet, looks
+		// like its parent: there are two for a moment.
+		matches := 0
 		for p, cmdline := range descendants(t, pid) {
-			// A process that has forked and not yet executed something else looks like
-			// its parent.
-			if is(cmdline) && (found == 0 || descendants(t, p)[found] != "") {
+			if is(cmdline) {
 				found = p
+				matches++
 			}
 		}
-		return found != 0
+		return matches == 1
 	})
 	return found
 }

@@ -88,6 +88,8 @@ func (g *Guard) checkIPv6(h tap.Header, b []byte, n int) reason {
 			return badSource
 		}
 		return g.checkICMPv6(b[header.IPv6MinimumSize:min(total, len(b))])
+	case proto == hopByHop && (src.IsLinkLocalUnicast() || src.IsUnspecified()):
+		return notOurs // the kernel's multicast listener reports (RFC 3810 section 5)
 	case !g.source(src):
 		return badSource
 	case proto == header.TCPProtocolNumber && !h.Trusted():
@@ -95,6 +97,10 @@ func (g *Guard) checkIPv6(h tap.Header, b []byte, n int) reason {
 	}
 	return pass
 }
+
+// hopByHop is the next header of an IPv6 packet with hop-by-hop options (RFC 8200
+// section 4.3).
+const hopByHop tcpip.TransportProtocolNumber = 0
 
 // checkICMPv6 drops solicitations for addresses that are not ours (RFC 4861
 // section 4.3: the target is at offset 8).

@@ -56,6 +56,7 @@ func TestGuard(t *testing.T) {
 		"IPv6 payload beyond the frame":   {frame: change(segment(ft.Guest6, ft.World6, ""), func(b []byte) { b[18] = 9 }), want: badLength},
 		"IPv6 foreign source":             {frame: segment(ft.World6, ft.Gate6, ""), want: badSource},
 		"TCP over IPv6 from link-local":   {frame: segment(linkLocal, ft.World6, ""), want: badSource},
+		"multicast listener report":       {frame: ft.Frame(0, linkLocal, netip.MustParseAddr("ff02::16"), []byte{58, 0, 5, 2, 0, 0, 1, 0, 143, 0, 0, 0, 0, 0, 0, 0}), want: notOurs},
 		"TCP checksum over IPv6":          {frame: change(segment(ft.Guest6, ft.World6, "x"), func(b []byte) { b[len(b)-1]++ }), want: badChecksum},
 		"ARP for the gateway":             {frame: ft.ARP(header.ARPRequest, ft.Gate4), want: pass},
 		"ARP for another":                 {frame: ft.ARP(header.ARPRequest, ft.Guest4), want: notOurs},
