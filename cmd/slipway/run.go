@@ -30,8 +30,9 @@ type runFlags struct {
 func newRunCmd() *cobra.Command {
 	f := &runFlags{}
 	cmd := &cobra.Command{
-		Use:   "run [OPTIONS] IMAGE [COMMAND [ARG...]]",
-		Short: "Run a command in a container, in the foreground",
+		Use:                   "run [OPTIONS] IMAGE [COMMAND [ARG...]]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run a command in a container, in the foreground",
 		Long: "Run a command in a rootless container and stay until it ends. Nothing of the container is left then.\n\n" +
 			"IMAGE is host (this machine's own programs), dir:PATH (a root file system) or oci:PATH[:TAG] (an OCI layout).\n" +
 			"The exit status is the command's, 128+n when signal n ended it, 125 when the container could not be started,\n" +
