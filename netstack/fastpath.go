@@ -11,12 +11,12 @@ import (
 )
 
 // handler is what the receive loop asks before gVisor: UDP and echo requests need
-// no TCP/IP stack.
+// no TCP/IP stack, and some SYNs have to wait.
 type handler struct{ s *Stack }
 
 // Input implements link.Handler.
 func (h handler) Input(v tap.Header, frame []byte) bool {
-	return h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame)
+	return h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame) || h.s.reuse.input(frame)
 }
 
 // Flush implements link.Handler.

@@ -77,7 +77,6 @@ func returnsTo(t *testing.T, before holdings) {
 
 // kernelGuest is a stack behind a real TAP, with the kernel's TCP as its guest.
 type kernelGuest struct {
-	dials  int
 	t      *testing.T
 	target netns.Target
 	stack  *Stack
@@ -160,18 +159,19 @@ func (g *kernelGuest) socket(like netip.Addr) *os.File {
 	return f
 }
 
-// dial connects from the guest.
+// dial connects from the guest, from a port that its kernel chooses.
 func (g *kernelGuest) dial(dst netip.AddrPort) (*net.TCPConn, error) {
 	g.t.Helper()
-	n := DefaultNetwork()
-	// A port of its own for each connection: bind(2) would choose one at random, and
-	// when that is the port of the connection that was reset a moment ago, gVisor may
-	// still have the old one in its queue and answers the new SYN with a reset.
-	g.dials++
-	src := netip.AddrPortFrom(n.Guest4(), uint16(20000+g.dials%20000))
+	src := DefaultNetwork().Guest4()
 	if dst.Addr().Is6() {
-		src = netip.AddrPortFrom(n.Guest6(), src.Port())
+		src = DefaultNetwork().Guest6()
 	}
+	return g.dialFrom(netip.AddrPortFrom(src, 0), dst)
+}
+
+// dialFrom connects from src, an address of the guest.
+func (g *kernelGuest) dialFrom(src, dst netip.AddrPort) (*net.TCPConn, error) {
+	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
 	defer cancel()
 	return relay.Connect(ctx, g.socket(dst.Addr()), src, dst)

@@ -96,6 +96,7 @@ type Stack struct {
 	stack  *stack.Stack
 	link   *link.Endpoint
 	tcp    *guestTCP
+	reuse  *reusedPorts
 	nat    *nat.NAT
 	echo   *echo.Relay
 	dns    *dns.Relay
@@ -157,6 +158,7 @@ func (s *Stack) assemble() error {
 		return err
 	}
 	s.tcp = newGuestTCP(s)
+	s.reuse = &reusedPorts{s: s, held: make(map[stack.TransportEndpointID]struct{})}
 	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, s.tcp.handle)
 	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleFragmentedUDP)
 	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleEcho)
@@ -203,7 +205,8 @@ func (s *Stack) setTCPOptions() error {
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	// A forwarder's SYN is not matched against connections in TIME_WAIT, so a
 	// guest that reuses a port would wait for the end of it. The link is local
-	// and loses nothing: there is no old segment to wait for.
+	// and loses nothing: there is no old segment to wait for. (reusedPorts does the
+	// rest.)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(0)
 	for _, o := range []tcpip.SettableTransportProtocolOption{
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer},

@@ -267,13 +267,29 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 		}
 		big = buffer.NewViewSize(bigFrame)
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
+	dispatch(d, payload)
+	return big
+}
+
+// dispatch hands a whole Ethernet frame to gVisor.
+func dispatch(d stack.NetworkDispatcher, frame buffer.Buffer) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: frame})
+	defer pkt.DecRef()
 	if hdr, ok := pkt.LinkHeader().Consume(header.EthernetMinimumSize); ok {
 		pkt.NetworkProtocolNumber = header.Ethernet(hdr).Type()
 		d.DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
 	}
-	pkt.DecRef()
-	return big
+}
+
+// Deliver hands gVisor a frame of the guest that a handler took earlier. The frame
+// is not kept.
+func (e *Endpoint) Deliver(frame []byte) {
+	e.mu.RLock()
+	d := e.dispatcher
+	e.mu.RUnlock()
+	if d != nil {
+		dispatch(d, buffer.MakeWithData(frame))
+	}
 }
 
 // WritePackets implements stack.LinkWriter. It keeps no packet.
