@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -256,12 +257,19 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 		e.stats.rxDropped[badLength].Add(1)
 		return big
 	}
-	var payload buffer.Buffer
-	if n <= copyBelow {
-		payload = buffer.MakeWithView(buffer.NewViewWithData(frame))
-	} else {
+	// gVisor's IP layer holds a reference to the network header while it reads on, and
+	// what has two references is copied before the next look at it
+	// (buffer.Buffer.PullUp). So the headers lie apart from the data.
+	heads := headersLen(frame)
+	payload := buffer.MakeWithData(frame[:heads])
+	switch {
+	case n == heads:
+	case n <= copyBelow:
+		_ = payload.Append(buffer.NewViewWithData(frame[heads:]))
+	default:
 		big.CapLength(len(frame))
-		payload = buffer.MakeWithView(big)
+		big.TrimFront(heads)
+		_ = payload.Append(big)
 		if n > bigFrame {
 			_ = payload.Append(buffer.NewViewWithData(rest[:n-bigFrame]))
 		}
@@ -269,6 +277,36 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	}
 	dispatch(d, payload)
 	return big
+}
+
+// headersLen is the length in bytes of the Ethernet, IP and TCP headers of a frame
+// that the guard has passed, or of all of it where it is anything else than TCP in one
+// piece.
+func headersLen(frame []byte) int {
+	if len(frame) < header.EthernetMinimumSize+header.IPv4MinimumSize {
+		return len(frame)
+	}
+	l := header.EthernetMinimumSize
+	var proto tcpip.TransportProtocolNumber
+	switch b := frame[l:]; binary.BigEndian.Uint16(frame[12:]) {
+	case uint16(header.IPv4ProtocolNumber):
+		ip := header.IPv4(b)
+		proto = ip.TransportProtocol()
+		l += int(ip.HeaderLength())
+		if ip.More() || ip.FragmentOffset() != 0 {
+			return len(frame)
+		}
+	case uint16(header.IPv6ProtocolNumber):
+		if len(b) < header.IPv6MinimumSize {
+			return len(frame)
+		}
+		proto = header.IPv6(b).TransportProtocol()
+		l += header.IPv6MinimumSize
+	}
+	if proto != header.TCPProtocolNumber || len(frame) < l+header.TCPMinimumSize {
+		return len(frame)
+	}
+	return min(l+int(header.TCP(frame[l:]).DataOffset()), len(frame))
 }
 
 // dispatch hands a whole Ethernet frame to gVisor.

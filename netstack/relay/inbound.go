@@ -20,6 +20,7 @@ const maxChunk = 65535 - header.TCPTotalHeaderMaximumSize - 1
 // endpoint fills its segments, so the kernel copies straight into them.
 type inbound struct {
 	fd    int
+	known int // bytes that lie in the receive queue, at the least
 	left  int
 	read  int
 	errno unix.Errno
@@ -107,10 +108,14 @@ func (i *inbound) attempt(fd uintptr) bool {
 	i.fd = int(fd)
 	// The length is asked for first: the endpoint reserves that much, and memory
 	// that a short read leaves unused would stay pinned until it is acknowledged.
-	n, err := unix.IoctlGetInt(i.fd, unix.TIOCINQ)
-	if err != nil {
-		i.errno = err.(unix.Errno) //nolint:errorlint // x/sys returns the errno itself
-		return true
+	n := i.known
+	if n < maxChunk {
+		var queued int32
+		if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCINQ, uintptr(unsafe.Pointer(&queued))); errno != 0 {
+			i.errno = errno
+			return true
+		}
+		n = int(queued)
 	}
 	if n == 0 {
 		var b [1]byte
@@ -131,5 +136,9 @@ func (i *inbound) attempt(fd uintptr) bool {
 	}
 	i.left = min(n, maxChunk)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
+	i.known = max(n-i.read, 0)
+	if i.errno != 0 {
+		i.known = 0
+	}
 	return true
 }
