@@ -47,6 +47,7 @@ type StartMessage struct {
 	Listeners [][]*os.File     // as Config.Listen, non-blocking
 	Kernel    bool             // Client.Sockets may be asked
 	Restarts  int              // engines before this one
+	Forwards  []Forward        // that earlier engines asked for, by id
 }
 
 // Client is the engine's connection to its monitor. Its methods may be called by
@@ -114,6 +115,9 @@ func receiveStart(c *conn) (*StartMessage, error) {
 	for _, n := range body.Groups {
 		want += n
 	}
+	for _, f := range body.Forwards {
+		want += f.Sockets
+	}
 	if len(msg.fds) != want {
 		return nil, fmt.Errorf("%w: %d descriptors came, want %d", errProtocol, len(msg.fds), want)
 	}
@@ -124,12 +128,12 @@ func receiveStart(c *conn) (*StartMessage, error) {
 	}
 	next := 1
 	for _, n := range body.Groups {
-		group := make([]*os.File, n)
-		for i := range group {
-			group[i] = os.NewFile(uintptr(msg.take(next)), "listener")
-			next++
-		}
-		s.Listeners = append(s.Listeners, group)
+		s.Listeners = append(s.Listeners, takeFiles(msg, next, n))
+		next += n
+	}
+	for _, f := range body.Forwards {
+		s.Forwards = append(s.Forwards, Forward{ID: f.ID, Spec: f.Spec, Bound: f.Bound, Sockets: takeFiles(msg, next, f.Sockets)})
+		next += f.Sockets
 	}
 	return s, nil
 }

@@ -32,10 +32,12 @@ const (
 	kindReady     = "ready"     // engine to monitor, monitor to launcher
 	kindSockets   = "sockets"   // request and reply
 	kindResolvers = "resolvers" // request and reply
+	kindListen    = "listen"    // request and reply
+	kindUnlisten  = "unlisten"  // request and reply
 )
 
-// startBody is the body of kindStart. Its descriptors are the device and then the
-// listeners.
+// startBody is the body of kindStart. Its descriptors are the device, then the
+// listeners, then the sockets of the forwards.
 type startBody struct {
 	Config   []byte `json:"config"`
 	Name     string `json:"name"`
@@ -44,6 +46,8 @@ type startBody struct {
 	Kernel   bool   `json:"kernel"`
 	Restarts int    `json:"restarts"`
 	Groups   []int  `json:"groups"` // how many listeners each group has
+
+	Forwards []forwardBody `json:"forwards,omitempty"`
 }
 
 type socketsRequest struct {
@@ -172,6 +176,10 @@ func (m *monitor) talk(e *engine, restarts int) error {
 			err = m.replySockets(e, msg)
 		case msg.kind == kindResolvers && hello:
 			err = m.replyResolvers(e, msg)
+		case msg.kind == kindListen && hello:
+			err = m.replyListen(e, msg)
+		case msg.kind == kindUnlisten && hello:
+			err = m.replyUnlisten(e, msg)
 		default:
 			err = fmt.Errorf("%w: the engine sent %q", errProtocol, msg.kind)
 		}
@@ -183,9 +191,12 @@ func (m *monitor) talk(e *engine, restarts int) error {
 
 func (m *monitor) sendStart(e *engine, restarts int) error {
 	fds, sizes := m.listeners.flat()
+	asked, more := m.forwards.bodies()
+	fds = append(fds, more...)
 	return e.conn.send(kindStart, 0, startBody{
 		Config: m.cfg.Engine, Name: m.cfg.Link.Name, Offload: uint32(m.result.Offload), MAC: m.mac,
 		Kernel: m.result.Kernel, Restarts: restarts, Groups: sizes,
+		Forwards: asked,
 	}, append([]int{m.device}, fds...))
 }
 

@@ -35,6 +35,9 @@ type Config struct {
 	Link    netns.Link   `json:"link"`
 	Listen  []Listen     `json:"listen,omitempty"` // its order is that of Ready.Bound and StartMessage.Listeners
 
+	// Forwards lets engines ask for more sockets to listen on, Client.Listen.
+	Forwards bool `json:"forwards,omitempty"`
+
 	PublishPath string            `json:"publish_path,omitempty"` // empty: PathAuto
 	KernelPorts []netns.PortRange `json:"kernel_ports,omitempty"` // published TCP ports; empty: no kernel path needed
 	Guests      []netip.Addr      `json:"guests,omitempty"`       // the container's addresses
@@ -59,6 +62,7 @@ type monitor struct {
 	cfg       Config
 	log       *slog.Logger
 	listeners listeners
+	forwards  forwards
 	device    int // outside of the poller
 	mac       net.HardwareAddr
 	resolvers resolvers
@@ -80,7 +84,7 @@ func run(ctx context.Context, cfg Config, ready func(Ready, []socketFile) error)
 	if err := confine.NonDumpable(); err != nil {
 		return err
 	}
-	m := &monitor{cfg: cfg, log: cfg.Log, device: -1, resolvers: resolvers{path: resolvConf}}
+	m := &monitor{cfg: cfg, log: cfg.Log, device: -1, resolvers: resolvers{path: resolvConf}, forwards: forwards{open: map[int]forward{}}}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -89,6 +93,7 @@ func run(ctx context.Context, cfg Config, ready func(Ready, []socketFile) error)
 		return err
 	}
 	defer m.listeners.close()
+	defer m.forwards.close()
 	if err := m.openDevice(); err != nil {
 		return err
 	}
