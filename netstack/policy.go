@@ -120,12 +120,26 @@ var (
 	class240  = netip.MustParsePrefix("240.0.0.0/4")    // RFC 1112 section 4, and broadcast
 )
 
+// Gateway is what the gateway's address stands for.
+type Gateway int
+
+// The meanings of the gateway.
+const (
+	// GatewayIsHost: the host's loopback where HostAccess opens it, otherwise its own
+	// address where HostAccess opens that.
+	GatewayIsHost Gateway = iota
+	// GatewayIsLoopback: the host's loopback or nothing, as in slirp4netns(1).
+	GatewayIsLoopback
+)
+
 // Policy decides where a flow of the guest goes. It is safe for concurrent use.
 type Policy struct {
 	// Network is the guest's own.
 	Network Network
 	// HostAccess opens parts of the host.
 	HostAccess HostAccess
+	// Gateway says what the gateway's address stands for.
+	Gateway Gateway
 	// AllowMetadata opens link-local and cloud metadata addresses.
 	AllowMetadata bool
 	// Listeners are this network's own sockets on the host, closed whatever
@@ -176,7 +190,7 @@ func (p *Policy) gateway(a netip.Addr, port uint16) (netip.AddrPort, error) {
 		if a.Is6() {
 			to = netip.IPv6Loopback()
 		}
-	case p.HostAccess.Addresses.allows(port):
+	case p.Gateway == GatewayIsHost && p.HostAccess.Addresses.allows(port):
 		to = p.Local.Primary(a)
 	}
 	if !to.IsValid() {

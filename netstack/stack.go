@@ -81,6 +81,9 @@ type Config struct {
 	GuestMAC net.HardwareAddr
 	// Policy decides where the guest's flows go. Its Network is set by New.
 	Policy Policy
+	// Outbound4 and Outbound6 are the host's addresses that the guest's flows come from;
+	// invalid: the kernel's choice.
+	Outbound4, Outbound6 netip.Addr
 	// Resolvers returns the host's current resolvers.
 	Resolvers func(context.Context) ([]netip.AddrPort, error)
 	// Limits bound the guest.
@@ -178,6 +181,8 @@ func (s *Stack) newFastPaths() error {
 		GuestMAC:   cfg.GuestMAC,
 		Gateway4:   n.Gateway4(),
 		Gateway6:   n.Gateway6(),
+		Outbound4:  cfg.Outbound4,
+		Outbound6:  cfg.Outbound6,
 		Prefixes:   []netip.Prefix{n.Prefix4, n.Prefix6},
 		MTU:        cfg.MTU,
 		Offload:    cfg.Device.Offload(),
@@ -193,6 +198,8 @@ func (s *Stack) newFastPaths() error {
 		GuestMAC:   cfg.GuestMAC,
 		Own:        []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
 		MTU:        cfg.MTU,
+		Outbound4:  cfg.Outbound4,
+		Outbound6:  cfg.Outbound6,
 		Refused: func(err error) {
 			cfg.Log.Warn("the container cannot ping the world", "reason", err)
 		},

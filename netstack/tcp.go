@@ -150,11 +150,14 @@ func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	network := "tcp4"
+	network, from, dialer := "tcp4", s.cfg.Outbound4, t.dialer
 	if to.Addr().Is6() {
-		network = "tcp6" // which sets IPV6_V6ONLY
+		network, from = "tcp6", s.cfg.Outbound6 // which sets IPV6_V6ONLY
 	}
-	conn, err := t.dialer.DialContext(s.ctx, network, to.String())
+	if from.IsValid() {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	}
+	conn, err := dialer.DialContext(s.ctx, network, to.String())
 	if err != nil {
 		return nil, err
 	}

@@ -33,8 +33,8 @@ type buffer struct {
 	ttl  uint8
 }
 
-// openPinger makes a socket for the family of to.
-func openPinger(to netip.Addr) (*pinger, error) {
+// openPinger makes a socket for the family of to, bound to from where that is valid.
+func openPinger(to, from netip.Addr) (*pinger, error) {
 	p := &pinger{v6: to.Is6()}
 	family, proto, level := unix.AF_INET, unix.IPPROTO_ICMP, unix.SOL_IP
 	ttl, recverr := unix.IP_RECVTTL, unix.IP_RECVERR
@@ -50,6 +50,12 @@ func openPinger(to netip.Addr) (*pinger, error) {
 		if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
 			unix.Close(fd)
 			return nil, fmt.Errorf("set option %d of ping socket: %w", option, err)
+		}
+	}
+	if from.IsValid() {
+		if err := wire.Bind(fd, from); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("bind ping socket to %v: %w", from, err)
 		}
 	}
 	p.file = os.NewFile(uintptr(fd), "ping socket")

@@ -39,6 +39,8 @@ type Config struct {
 	GatewayMAC, GuestMAC net.HardwareAddr
 	MTU                  int // bytes of an IP packet, default 1500
 	Limits               Limits
+	// Outbound4 and Outbound6 are the addresses that requests are sent from; invalid: the kernel's choice.
+	Outbound4, Outbound6 netip.Addr
 	// Refused is called, once, when the guest first pings in vain because no ping socket can be had; the error
 	// says how that is changed. It must not block. nil: nobody wants to know.
 	Refused func(error)
@@ -49,6 +51,7 @@ type Relay struct {
 	link    *wire.Link
 	route   func(dst netip.AddrPort) (netip.AddrPort, error)
 	own     []netip.Addr
+	from    [2]netip.Addr // IPv4, IPv6: Config.Outbound4 and Outbound6
 	limits  Limits
 	limiter *rate.Limiter
 	refused func(error)
@@ -118,6 +121,7 @@ func New(cfg Config) (*Relay, error) {
 		link:     link,
 		route:    cfg.Route,
 		own:      slices.Clone(cfg.Own),
+		from:     [2]netip.Addr{cfg.Outbound4, cfg.Outbound6},
 		limits:   l,
 		refused:  cfg.Refused,
 		limiter:  rate.NewLimiter(rate.Limit(l.Rate), l.Rate),
@@ -143,7 +147,11 @@ func (r *Relay) Unavailable() error {
 
 // open makes a ping socket and remembers whether that is possible.
 func (r *Relay) open(to netip.Addr) (*pinger, error) {
-	p, err := openPinger(to)
+	from := r.from[0]
+	if to.Is6() {
+		from = r.from[1]
+	}
+	p, err := openPinger(to, from)
 	switch {
 	case err == nil:
 		r.unavailable.Store(nil)

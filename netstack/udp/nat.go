@@ -106,6 +106,9 @@ type Config struct {
 	// Gateway4 and Gateway6 are the stack's own addresses: the source of ICMP errors, and what clients of
 	// published ports are shown as where their own address cannot be. A family without one gets neither.
 	Gateway4, Gateway6 netip.Addr
+	// Outbound4 and Outbound6 are the addresses that the guest's sessions are sent from; invalid: the
+	// kernel's choice.
+	Outbound4, Outbound6 netip.Addr
 	// Prefixes are the guest's networks: nobody outside is shown with an address of theirs.
 	Prefixes  []netip.Prefix
 	MTU       int         // bytes of an IP packet, 576 at least
@@ -120,6 +123,7 @@ type NAT struct {
 	route     Route
 	local     func(src, dst netip.AddrPort, payload []byte, reply func(payload []byte)) bool
 	gateway   [2]netip.Addr
+	outbound  [2]netip.Addr
 	prefixes  []netip.Prefix
 	offload   tap.Offload
 	filtering Filtering
@@ -168,6 +172,7 @@ func New(cfg Config) (*NAT, error) {
 		route:     cfg.Route,
 		local:     cfg.Local,
 		gateway:   [2]netip.Addr{cfg.Gateway4, cfg.Gateway6},
+		outbound:  [2]netip.Addr{cfg.Outbound4, cfg.Outbound6},
 		prefixes:  cfg.Prefixes,
 		offload:   cfg.Offload,
 		filtering: cfg.Filtering,

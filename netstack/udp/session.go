@@ -94,7 +94,7 @@ func (s *session) learn(dst, host netip.AddrPort, now int64) (hop, error) {
 		k = 0
 	}
 	if s.sockets[k] == nil {
-		fd, err := open(host.Addr())
+		fd, err := open(host.Addr(), s.nat.outbound[k])
 		if err != nil {
 			return hop{}, err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"unsafe"
 
@@ -36,8 +37,9 @@ type socket struct {
 	fd int          // -1 once closed
 }
 
-// open makes an unconnected socket for the family of to.
-func open(to netip.Addr) (int, error) {
+// open makes an unconnected socket for the family of to, bound to from where that is
+// valid.
+func open(to, from netip.Addr) (int, error) {
 	family := unix.AF_INET6
 	if to.Is4() {
 		family = unix.AF_INET
@@ -53,6 +55,9 @@ func open(to netip.Addr) (int, error) {
 			unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVERR, 1))
 	} else {
 		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_RECVERR, 1)
+	}
+	if err == nil && from.IsValid() {
+		err = os.NewSyscallError("bind to "+from.String(), wire.Bind(fd, from))
 	}
 	if err != nil {
 		unix.Close(fd)
