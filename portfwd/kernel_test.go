@@ -46,7 +46,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	w.m = New(cfg)
 	t.Cleanup(func() { w.m.Close() })
 	sockets := files(t, w.host.listen(t, "0.0.0.0:8080", "[::]:8080")...)
-	if err := w.m.Add(tcp("", 8080, 80), sockets); err != nil {
+	if _, err := w.m.Add(tcp("", 8080, 80), sockets); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -308,7 +308,7 @@ func TestKernelClose(t *testing.T) {
 	host, guest := newSpace(t, hostAddrs), newGuest(t)
 	l := guest.listen(t, "10.0.2.100:80")[0]
 	m := New(Config{Namespace: guest, Kernel: true, Guest4: guest4, Guest6: guest6, Gateway4: gateway4, Gateway6: gateway6})
-	if err := m.Add(tcp("", 8080, 80), files(t, host.listen(t, "0.0.0.0:8080", "[::]:8080")...)); err != nil {
+	if _, err := m.Add(tcp("", 8080, 80), files(t, host.listen(t, "0.0.0.0:8080", "[::]:8080")...)); err != nil {
 		t.Fatal(err)
 	}
 	var clients, servers []*net.TCPConn
@@ -339,7 +339,7 @@ func TestKernelClose(t *testing.T) {
 	if err := host.do(func() error { _, err := dialTCP("", "127.0.0.1:8080"); return err }); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial after Close: %v, want ECONNREFUSED", err)
 	}
-	if err := m.Add(tcp("", 8081, 80), files(t, host.listen(t, "127.0.0.1:8081")...)); !errors.Is(err, ErrClosed) {
+	if _, err := m.Add(tcp("", 8081, 80), files(t, host.listen(t, "127.0.0.1:8081")...)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Add after Close: %v, want %v", err, ErrClosed)
 	}
 	for _, c := range append(clients, servers...) {

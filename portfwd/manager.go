@@ -106,6 +106,7 @@ type Manager struct {
 
 	mu     sync.Mutex // guards what follows
 	closed bool
+	last   int // id given last
 	ports  []*port
 }
 
@@ -137,19 +138,18 @@ func New(cfg Config) *Manager {
 
 // Add begins to serve s on sockets: listening TCP sockets, or bound UDP sockets,
 // one for each of s.Addrs, or fewer where the host lacks a family. It takes the
-// sockets over, also when it fails.
-func (m *Manager) Add(s Spec, sockets []*os.File) error {
+// sockets over, also when it fails. The id is for Remove.
+func (m *Manager) Add(s Spec, sockets []*os.File) (id int, err error) {
 	if len(sockets) == 0 {
-		return fmt.Errorf("publish %v: no socket to serve it on", s)
+		return 0, fmt.Errorf("publish %v: no socket to serve it on", s)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		closeAll(sockets)
-		return fmt.Errorf("publish %v: %w", s, ErrClosed)
+		return 0, fmt.Errorf("publish %v: %w", s, ErrClosed)
 	}
 	var p *port
-	var err error
 	switch s.Proto {
 	case TCP:
 		p, err = m.addTCP(s, sockets)
@@ -160,11 +160,31 @@ func (m *Manager) Add(s Spec, sockets []*os.File) error {
 		err = fmt.Errorf("%w: %s", ErrUnsupported, s.Proto)
 	}
 	if err != nil {
-		return fmt.Errorf("publish %v: %w", s, err)
+		return 0, fmt.Errorf("publish %v: %w", s, err)
 	}
+	m.last++
+	p.id = m.last
 	m.ports = append(m.ports, p)
 	m.cfg.Log.Debug("published", "port", arrow(s, p.bound), "path", p.path)
-	return nil
+	return p.id, nil
+}
+
+// ErrUnknown is what Remove returns for an id that Add has not given, or that was
+// removed before.
+var ErrUnknown = errors.New("no such port")
+
+// Remove ends the listeners of a port. TCP connections that are open go on; UDP has
+// none, and its sessions end.
+func (m *Manager) Remove(id int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := slices.IndexFunc(m.ports, func(p *port) bool { return p.id == id })
+	if i < 0 {
+		return fmt.Errorf("port %d: %w", id, ErrUnknown)
+	}
+	p := m.ports[i]
+	m.ports = slices.Delete(m.ports, i, i+1)
+	return p.close()
 }
 
 func (m *Manager) addTCP(s Spec, sockets []*os.File) (*port, error) {
@@ -211,12 +231,19 @@ func (m *Manager) addUDP(s Spec, sockets []*os.File) (*port, error) {
 		}
 		p.bound = append(p.bound, udp.AddrPort())
 	}
-	var to4, to6 netip.AddrPort
-	if m.cfg.Guest4.IsValid() {
-		to4 = netip.AddrPortFrom(m.cfg.Guest4, s.ContainerPort)
+	guest4, guest6 := m.cfg.Guest4, m.cfg.Guest6
+	switch ip := s.ContainerIP; {
+	case ip.Is4():
+		guest4, guest6 = ip, netip.Addr{}
+	case ip.IsValid():
+		guest4, guest6 = netip.Addr{}, ip
 	}
-	if m.cfg.Guest6.IsValid() {
-		to6 = netip.AddrPortFrom(m.cfg.Guest6, s.ContainerPort)
+	var to4, to6 netip.AddrPort
+	if guest4.IsValid() {
+		to4 = netip.AddrPortFrom(guest4, s.ContainerPort)
+	}
+	if guest6.IsValid() {
+		to6 = netip.AddrPortFrom(guest6, s.ContainerPort)
 	}
 	var err error
 	p.udp, err = m.cfg.Stack.PublishUDP(sockets, to4, to6)

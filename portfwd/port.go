@@ -17,6 +17,7 @@ import (
 // port is one published port that runs.
 type port struct {
 	m         *Manager
+	id        int
 	spec      Spec
 	path      string
 	bound     []netip.AddrPort
@@ -64,7 +65,7 @@ func (p *port) accept(l *net.TCPListener) {
 		switch {
 		case err == nil:
 			pause = 0
-		case p.m.ctx.Err() != nil:
+		case p.m.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return
 		default:
 			if p.acceptErrors.Add(1); pause == 0 {
@@ -92,7 +93,7 @@ func (p *port) accept(l *net.TCPListener) {
 // serve relays one client, and closes it.
 func (p *port) serve(c *net.TCPConn) {
 	client := c.RemoteAddr().(*net.TCPAddr).AddrPort()
-	ways := p.m.cfg.routes(client, p.spec.ContainerPort)
+	ways := p.m.cfg.routes(client, p.spec)
 	// Whatever serve waits for, the end of the Manager ends it.
 	defer context.AfterFunc(p.m.ctx, func() { relay.Reset(c) })()
 	if p.path == PathTAP {

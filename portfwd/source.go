@@ -15,13 +15,17 @@ type route struct{ from, to netip.AddrPort }
 // routes returns the ways for a client to the container's port, best first: the
 // container's address of the client's family, and for IPv6 clients also its IPv4
 // address, because most servers listen on 0.0.0.0 only while `curl localhost`
-// tries ::1 first.
-func (c *Config) routes(client netip.AddrPort, port uint16) []route {
+// tries ::1 first. A Spec with an address of the container leads there only.
+func (c *Config) routes(client netip.AddrPort, s Spec) []route {
 	way := func(guest, gateway netip.Addr) route {
-		return route{from: c.source(client, gateway), to: netip.AddrPortFrom(guest, port)}
+		return route{from: c.source(client, gateway), to: netip.AddrPortFrom(guest, s.ContainerPort)}
 	}
 	is4 := client.Addr().Unmap().Is4()
 	switch {
+	case s.ContainerIP.Is4():
+		return []route{way(s.ContainerIP, c.Gateway4)}
+	case s.ContainerIP.IsValid():
+		return []route{way(s.ContainerIP, c.Gateway6)}
 	case !c.Guest6.IsValid(), is4 && c.Guest4.IsValid():
 		return []route{way(c.Guest4, c.Gateway4)}
 	case is4, !c.Guest4.IsValid():

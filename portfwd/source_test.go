@@ -76,7 +76,7 @@ func TestRoutes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var got []string
-			for _, r := range tc.cfg.routes(netip.MustParseAddrPort(tc.client), 80) {
+			for _, r := range tc.cfg.routes(netip.MustParseAddrPort(tc.client), Spec{ContainerPort: 80}) {
 				got = append(got, r.from.String()+">"+r.to.String())
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {

@@ -22,6 +22,9 @@ type Spec struct {
 	HostIP        netip.Addr `json:"hostIP"`        // the zero Addr: 0.0.0.0 and [::]
 	HostPort      uint16     `json:"hostPort"`      // 0: the kernel chooses
 	ContainerPort uint16     `json:"containerPort"` // never 0
+	// ContainerIP is where the port leads; the zero Addr: the container's own address of
+	// the client's family. -p has no syntax for it.
+	ContainerIP netip.Addr `json:"containerIP,omitzero"`
 }
 
 // Addrs returns what to listen on: one address, or both unspecified ones, which

@@ -88,7 +88,7 @@ func publish(t *testing.T, m *Manager, addr string) string {
 		t.Skipf("listen on %s: %v", addr, err)
 	}
 	a := netip.MustParseAddrPort(addr)
-	if err := m.Add(Spec{Proto: TCP, HostIP: a.Addr(), ContainerPort: 80}, files(t, l)); err != nil {
+	if _, err := m.Add(Spec{Proto: TCP, HostIP: a.Addr(), ContainerPort: 80}, files(t, l)); err != nil {
 		t.Fatal(err)
 	}
 	ports := m.List()
@@ -215,7 +215,7 @@ func TestUDP(t *testing.T) {
 	s := &fakeStack{}
 	m := tapManager(t, s)
 	f := udpSocket(t, "127.0.0.1:0")
-	if err := m.Add(spec(UDP, "127.0.0.1", 0, 53), []*os.File{f}); err != nil {
+	if _, err := m.Add(spec(UDP, "127.0.0.1", 0, 53), []*os.File{f}); err != nil {
 		t.Fatal(err)
 	}
 	want := publication{sockets: 1, to4: netip.AddrPortFrom(guest4, 53), to6: netip.AddrPortFrom(guest6, 53)}
@@ -285,7 +285,7 @@ func TestAddRefuses(t *testing.T) {
 			for _, open := range tc.sockets {
 				sockets = append(sockets, open(t))
 			}
-			err := m.Add(tc.spec, sockets)
+			_, err := m.Add(tc.spec, sockets)
 			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
 				t.Errorf("Add: %v, want %v", err, tc.want)
 			}

@@ -82,7 +82,7 @@ func serve(cfg engineConfig, start *monitor.StartMessage, stack *netstack.Stack,
 		return fmt.Errorf("got %d groups of listeners, want %d", len(start.Listeners), want)
 	}
 	for i, s := range cfg.Publish {
-		if err := ports.Add(s, start.Listeners[i]); err != nil {
+		if _, err := ports.Add(s, start.Listeners[i]); err != nil {
 			return err
 		}
 	}

@@ -12,10 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link says how the device in the namespace shall be set up. Zero MTU and
-// TxQueueLen leave the kernel's values.
+// Link says how the device in the namespace shall be set up. Zero MTU, TxQueueLen
+// and MAC leave the kernel's values.
 type Link struct {
-	Name       string         `json:"name"`
+	Name string `json:"name"`
+	// Untouched leaves everything but TxQueueLen to somebody else: no device is brought
+	// up, nothing is added.
+	Untouched  bool           `json:"untouched,omitempty"`
+	MAC        []byte         `json:"mac,omitempty"`        // Ethernet address
 	MTU        int            `json:"mtu,omitempty"`        // bytes, Ethernet header not counted
 	TxQueueLen int            `json:"txqueuelen,omitempty"` // packets
 	Addresses  []netip.Prefix `json:"addresses,omitempty"`
@@ -29,6 +33,9 @@ type Link struct {
 // In a namespace without IPv6 (no module, or net.ipv6.conf.*.disable_ipv6) the
 // IPv6 addresses and gateways are left out.
 func Configure(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
+	if l.Untouched {
+		return queueOnly(h, l)
+	}
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return nil, fmt.Errorf("find link lo: %w", err)
@@ -48,6 +55,13 @@ func Configure(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
 	if l.TxQueueLen != 0 {
 		if err := h.LinkSetTxQLen(link, l.TxQueueLen); err != nil {
 			return nil, fmt.Errorf("set transmit queue of link %s to %d packets: %w", l.Name, l.TxQueueLen, err)
+		}
+	}
+	mac := net.HardwareAddr(bytes.Clone(link.Attrs().HardwareAddr))
+	if len(l.MAC) > 0 {
+		mac = bytes.Clone(l.MAC)
+		if err := h.LinkSetHardwareAddr(link, mac); err != nil {
+			return nil, fmt.Errorf("set MAC address of link %s to %s: %w", l.Name, mac, err)
 		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
@@ -78,6 +92,20 @@ func Configure(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
 	}
 	if v6 {
 		awaitLocal(h, l.Addresses)
+	}
+	return mac, nil
+}
+
+// queueOnly is Configure for an untouched link.
+func queueOnly(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
+	link, err := h.LinkByName(l.Name)
+	if err != nil {
+		return nil, fmt.Errorf("find link %s: %w", l.Name, err)
+	}
+	if l.TxQueueLen != 0 {
+		if err := h.LinkSetTxQLen(link, l.TxQueueLen); err != nil {
+			return nil, fmt.Errorf("set transmit queue of link %s to %d packets: %w", l.Name, l.TxQueueLen, err)
+		}
 	}
 	return bytes.Clone(link.Attrs().HardwareAddr), nil
 }
