@@ -88,11 +88,24 @@ func engine() error {
 			go accept(l, c, start)
 		}
 	}
+	for _, f := range start.Forwards {
+		serveForward(f, c, start)
+	}
 	if err := c.Ready(); err != nil {
 		return err
 	}
 	<-c.Done()
 	return nil
+}
+
+// serveForward answers on what was asked for as on any other listener.
+func serveForward(f monitor.Forward, c *monitor.Client, start *monitor.StartMessage) {
+	for _, s := range f.Sockets {
+		if l, err := net.FileListener(s); err == nil {
+			go accept(l, c, start)
+		}
+		s.Close()
+	}
 }
 
 func accept(l net.Listener, c *monitor.Client, start *monitor.StartMessage) {
@@ -147,6 +160,26 @@ func obey(conn net.Conn, c *monitor.Client, start *monitor.StartMessage) {
 			cancel()
 			_, err := c.Sockets(ctx, unix.AF_INET, 8)
 			fmt.Fprintf(conn, "%v\n", errors.Is(err, context.Canceled))
+		case "listen": // NETWORK ADDR SPEC
+			f := strings.Fields(rest)
+			got, err := c.Listen(context.Background(), monitor.Listen{
+				Network: f[0], Addrs: []netip.AddrPort{netip.MustParseAddrPort(f[1])},
+			}, json.RawMessage(f[2]))
+			if err != nil {
+				fmt.Fprintf(conn, "%v\n", err)
+				continue
+			}
+			serveForward(*got, c, start)
+			fmt.Fprintf(conn, "%d %v\n", got.ID, got.Bound[0])
+		case "unlisten":
+			id, _ := strconv.Atoi(rest)
+			fmt.Fprintf(conn, "%v\n", c.Unlisten(context.Background(), id))
+		case "forwards": // those of earlier engines
+			var list []string
+			for _, f := range start.Forwards {
+				list = append(list, fmt.Sprintf("%d=%s@%v", f.ID, f.Spec, f.Bound[0]))
+			}
+			fmt.Fprintln(conn, strings.Join(list, " "))
 		case "resolvers":
 			list, err := c.Resolvers(context.Background())
 			fmt.Fprintf(conn, "%v %v\n", list, err)

@@ -28,7 +28,7 @@ const (
 
 // Config is what a network consists of. The files stay the caller's.
 type Config struct {
-	Target  netns.Target `json:"-"` // the container's namespaces
+	Target  netns.Target `json:"-"` // the container's namespaces; none: Device is all there is
 	Device  *os.File     `json:"-"` // an attached TAP of plain frames; nil: made in Target
 	TunPath string       `json:"tun_path,omitempty"`
 	Offload tap.Mode     `json:"offload,omitempty"` // of the device that is made; empty: tap.Auto
@@ -145,6 +145,9 @@ func (m *monitor) keepDevice(f *os.File) error {
 
 // configure sets up the link and, where it is wanted, the kernel path.
 func (m *monitor) configure() error {
+	if m.cfg.Target.Net == nil {
+		return nil // a device of which nothing is known but its descriptor
+	}
 	h, err := m.cfg.Target.Netlink()
 	if err != nil {
 		return err
