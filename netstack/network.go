@@ -82,6 +82,14 @@ func (n Network) MAC() net.HardwareAddr {
 	return net.HardwareAddr{0x52, 0x55, a[0], a[1], a[2], a[3]}
 }
 
+// Prefixes are the networks there are.
+func (n Network) Prefixes() []netip.Prefix {
+	if !n.Prefix6.IsValid() {
+		return []netip.Prefix{n.Prefix4}
+	}
+	return []netip.Prefix{n.Prefix4, n.Prefix6}
+}
+
 // contains reports whether a is inside the network.
 func (n Network) contains(a netip.Addr) bool { return n.Prefix4.Contains(a) || n.Prefix6.Contains(a) }
 

@@ -38,18 +38,22 @@ func engine() error {
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
-	device, err := tap.Adopt(start.Device, tapName, start.Offload)
+	device, err := tap.Adopt(start.Device, start.Name, start.Offload)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
-	stack, err := netstack.New(netstack.Config{
+	stackConfig := netstack.Config{
 		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: limits,
 		Resolvers: client.Resolvers, Log: logger(),
 		Policy: netstack.Policy{
 			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
 			Listeners: ownListeners(start.Listeners), Local: netstack.HostAddresses{},
 		},
-	})
+	}
+	if cfg.Slirp4netns != nil {
+		cfg.Slirp4netns.adapt(&stackConfig)
+	}
+	stack, err := netstack.New(stackConfig)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
@@ -58,11 +62,16 @@ func engine() error {
 		Stack: stack, Namespace: client, Kernel: start.Kernel,
 		Guest4: cfg.Network.Guest4(), Guest6: cfg.Network.Guest6(),
 		Gateway4: cfg.Network.Gateway4(), Gateway6: cfg.Network.Gateway6(),
-		Prefixes: []netip.Prefix{cfg.Network.Prefix4, cfg.Network.Prefix6},
+		Prefixes: cfg.Network.Prefixes(),
 		Log:      logger(),
 	})
 	defer ports.Close()
-	if err := serve(cfg, start, stack, ports); err != nil {
+	if cfg.Slirp4netns != nil {
+		err = cfg.Slirp4netns.serve(client, start, cfg.Network, ports)
+	} else {
+		err = serve(cfg, start, stack, ports)
+	}
+	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	if err := client.Ready(); err != nil {

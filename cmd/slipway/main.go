@@ -30,8 +30,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 
 func main() {
 	if filepath.Base(os.Args[0]) == "slirp4netns" {
-		fmt.Fprintln(os.Stderr, "slirp4netns: this version of slipway does not have the slirp4netns command line yet; use: slipway attach --pid PID")
-		os.Exit(1)
+		os.Exit(asSlirp4netns(os.Args[0], os.Args[1:]))
 	}
 	if len(os.Args) == 2 {
 		if role, ok := roles[os.Args[1]]; ok {
@@ -73,7 +72,7 @@ func command() error {
 	})
 	root.SetVersionTemplate("slipway version {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newRunCmd(), newAttachCmd(), newBenchCmd(), newDoctorCmd())
+	root.AddCommand(newRunCmd(), newAttachCmd(), newSlirp4netnsCmd(), newBenchCmd(), newDoctorCmd())
 	return root.ExecuteContext(ctx)
 }
 

@@ -36,6 +36,9 @@ type engineConfig struct {
 	Metrics bool           `json:"metrics"`
 	// Sandbox is "on" or "off".
 	Sandbox string `json:"sandbox"`
+	// Slirp4netns makes it the drop-in's engine. Then HostAccess, AllowMetadata, Publish
+	// and Metrics are not looked at.
+	Slirp4netns *slirpConfig `json:"slirp4netns,omitempty"`
 }
 
 // networkFlags are the options of a network, the same for run and attach.

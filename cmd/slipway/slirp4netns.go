@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"slipway/netstack"
+	"slipway/netstack/monitor"
+	"slipway/netstack/netns"
+	"slipway/netstack/tap"
+	"slipway/portfwd/slirp4netns"
+)
+
+func newSlirp4netnsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:                "slirp4netns [OPTION]... PID|PATH|FD [TAPNAME]",
+		Short:              "Do what slirp4netns does, with its own command line",
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return exitError(asSlirp4netns("slipway slirp4netns", args))
+		},
+	}
+}
+
+// deadly are the signals that end slirp4netns. They end this program the same way, as
+// its parent sees it, but not before the API socket's file has gone.
+var deadly = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1}
+
+// asSlirp4netns is the whole of the drop-in; it returns the exit status.
+func asSlirp4netns(argv0 string, args []string) int {
+	program := slirp4netns.Program{Name: argv0, Version: version, Stdout: os.Stdout, Stderr: os.Stderr}
+	opts, err := program.Parse(args)
+	var exit slirp4netns.Exit
+	if errors.As(err, &exit) {
+		return int(exit)
+	}
+	// Who reads what is said may go; the network stays.
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, deadly...)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() { cancel(&signalled{<-signals}) }()
+
+	err = serveSlirp4netns(ctx, cancel, opts)
+	var s *signalled
+	switch {
+	case err != nil:
+		for _, line := range complaint(opts, err) {
+			fmt.Fprintln(os.Stderr, line)
+		}
+		return 1
+	case errors.As(context.Cause(ctx), &s):
+		signal.Reset(deadly...)
+		_ = syscall.Kill(os.Getpid(), s.signal.(syscall.Signal)) //nolint:forcetypeassert // os.Signal is one on Linux
+		select {}                                                // until it arrives
+	}
+	fmt.Fprintln(os.Stderr, "do_slirp is exiting")
+	return 0
+}
+
+// signalled is the end of the program by a signal.
+type signalled struct{ signal os.Signal }
+
+func (s *signalled) Error() string { return s.signal.String() }
+
+// serveSlirp4netns runs the network until ctx ends, which is no error.
+func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts slirp4netns.Options) error {
+	cfg, err := slirp4netnsConfig(opts)
+	if err != nil {
+		return err
+	}
+	defer cfg.Target.Close()
+	if cfg.Device != nil {
+		defer cfg.Device.Close()
+	}
+	if opts.ExitFD >= 0 {
+		go func() {
+			awaitExit(opts.ExitFD)
+			fmt.Fprintln(os.Stderr, "exitfd event")
+			cancel(nil)
+		}()
+	}
+	return monitor.Run(ctx, *cfg, func(r monitor.Ready) error {
+		if r.OffloadReason != "" {
+			cfg.Log.Warn("the TAP device has no offloads: large transfers are slower", "reason", r.OffloadReason)
+		}
+		fmt.Print(opts.Banner())
+		if opts.EnableSeccomp {
+			fmt.Println("seccomp: every system call that is not needed is refused")
+		}
+		if opts.ReadyFD >= 0 {
+			// A descriptor that cannot be written to is the caller's loss.
+			_, _ = unix.Write(opts.ReadyFD, []byte("1"))
+			_ = unix.Close(opts.ReadyFD)
+		}
+		return nil
+	})
+}
+
+// awaitExit waits for any event at a descriptor, one that it is not open included.
+func awaitExit(fd int) {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, -1)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// slirp4netnsConfig is the network that the options describe.
+func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
+	network := netstack.Network{Prefix4: opts.Network}
+	if opts.EnableIPv6 {
+		network.Prefix6 = netstack.DefaultNetwork().Prefix6
+	}
+	own := slirpConfig{
+		HostLoopback: !opts.DisableHostLoopback, DNS: !opts.DisableDNS, API: opts.APISocket != "",
+		Outbound4: opts.OutboundAddr, Outbound6: opts.OutboundAddr6,
+	}
+	engine, err := json.Marshal(engineConfig{
+		Network: network, MTU: opts.MTU, Limits: netstack.DefaultLimits(), Sandbox: "on", Slirp4netns: &own,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("engine configuration: %w", err)
+	}
+	cfg := &monitor.Config{
+		Offload: tap.Auto, Forwards: own.API, PublishPath: monitor.PathTAP, Engine: engine, Log: logger(),
+		Link: netns.Link{Name: opts.TapName, Untouched: !opts.Configure, TxQueueLen: txQueueLen, MAC: opts.MAC},
+	}
+	if opts.Configure {
+		cfg.Link.MTU = opts.MTU
+		cfg.Link.Addresses = []netip.Prefix{netip.PrefixFrom(network.Guest4(), network.Prefix4.Bits())}
+		cfg.Link.Gateways = []netip.Addr{network.Gateway4()}
+	}
+	if own.API {
+		cfg.Listen = []monitor.Listen{{Network: "unix", Path: opts.APISocket}}
+	}
+	switch opts.Kind {
+	case slirp4netns.KindPID:
+		cfg.Target, err = netns.FromPID(opts.PID)
+	case slirp4netns.KindPath:
+		cfg.Target, err = netns.FromPath(opts.NetnsPath, opts.UsernsPath)
+	case slirp4netns.KindTapFD:
+		if _, err := unix.FcntlInt(uintptr(opts.TapFD), unix.F_GETFD, 0); err != nil {
+			return nil, fmt.Errorf("TAPFD %d: %w", opts.TapFD, err)
+		}
+		cfg.Device = os.NewFile(uintptr(opts.TapFD), "tapfd")
+	}
+	return cfg, err
+}
+
+// complaint is what slirp4netns says of a failure: those who start it show these lines
+// to people, who search for them.
+func complaint(opts slirp4netns.Options, err error) []string {
+	child := func(text string) []string { return []string{slirp4netns.Perror(text, err), "child failed(1)"} }
+	var at *netns.Error
+	var listen *monitor.ListenError
+	if errors.As(err, &at) {
+		switch at.Step {
+		case netns.StepOpen:
+			return child(at.Path)
+		case netns.StepSetnsUser:
+			return child("setns(CLONE_NEWUSER)")
+		case netns.StepSetnsNet:
+			return child("setns(CLONE_NEWNET)")
+		case netns.StepOpenTUN:
+			return append(child(fmt.Sprintf("open(%q)", at.Path)), err.Error())
+		}
+	}
+	if errors.As(err, &listen) && listen.Network == "unix" {
+		return []string{"cannot open the API socket " + listen.Addr, err.Error()}
+	}
+	for _, step := range []struct{ ours, theirs string }{
+		{"TUNSETIFF", "ioctl(TUNSETIFF)"},
+		{"set MTU", "cannot set MTU"},
+		{"set MAC address", "cannot set MAC address"},
+		{"add address", "cannot set device address"},
+		{"add default route", "set route"},
+		{"set link " + opts.TapName + " up", "cannot set device up"},
+	} {
+		if strings.Contains(err.Error(), step.ours) {
+			return child(step.theirs)
+		}
+	}
+	return []string{"slirp4netns: " + err.Error()}
+}
