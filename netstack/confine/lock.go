@@ -31,7 +31,7 @@ func Lock() error {
 		}
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	if err := dropCapabilities(); err != nil {
+	if err := dropCapabilities(0); err != nil {
 		return err
 	}
 	if err := restrictPaths(); err != nil {
@@ -51,11 +51,11 @@ func allThreads(trap, a1, a2, a3 uintptr) error {
 	return nil
 }
 
-// dropCapabilities empties all five sets, the bounding set first, as that needs
-// CAP_SETPCAP (capabilities(7)).
-func dropCapabilities() error {
+// dropCapabilities empties all five sets but for what is in keep, a set of bits below
+// 32, the bounding set first, as that needs CAP_SETPCAP (capabilities(7)).
+func dropCapabilities(keep uint32) error {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have, none [2]unix.CapUserData
+	var have, left [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &have[0]); err != nil {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
@@ -69,7 +69,7 @@ func dropCapabilities() error {
 			if err != nil {
 				return fmt.Errorf("read bounding capability %d: %w", c, err)
 			}
-			if on == 0 {
+			if on == 0 || c < 32 && keep&(1<<c) != 0 {
 				continue
 			}
 			if err := allThreads(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); err != nil {
@@ -80,7 +80,8 @@ func dropCapabilities() error {
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
-	if err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&none[0])), 0); err != nil {
+	left[0].Effective, left[0].Permitted = have[0].Effective&keep, have[0].Permitted&keep
+	if err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&left[0])), 0); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	return nil
