@@ -1,0 +1,114 @@
+// Package neighbour remembers at which Ethernet address each of the guest's IP addresses
+// is. A guest may change its own, and there may be a bridge with several machines behind
+// the TAP.
+//
+// Nothing is asked for: every frame of the guest says where its source is, and the guest
+// is expected at one address until one says otherwise.
+package neighbour
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync/atomic"
+)
+
+// The table holds at most sets × ways addresses. Which set an address is in is not for
+// the guest to foresee.
+const (
+	sets = 16
+	ways = 16
+)
+
+// Table maps IP addresses to Ethernet addresses. Learn is for one goroutine at a time; the
+// rest is safe for concurrent use, and nothing here takes a lock.
+type Table struct {
+	expected uint64
+	seed     maphash.Seed
+	used     atomic.Bool // there is an address that is elsewhere than expected
+	sets     [sets]set
+
+	known, forgotten atomic.Uint64
+}
+
+// set is filled from the front; once full, the next entry takes the place of the oldest.
+type set struct {
+	entries [ways]atomic.Pointer[entry]
+	next    int
+}
+
+type entry struct {
+	addr netip.Addr
+	mac  atomic.Uint64
+}
+
+// New returns a table in which every address is at expected.
+func New(expected [6]byte) *Table {
+	return &Table{expected: pack(expected), seed: maphash.MakeSeed()}
+}
+
+func pack(m [6]byte) uint64 {
+	return uint64(m[0])<<40 | uint64(m[1])<<32 | uint64(m[2])<<24 | uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+}
+
+func unpack(m uint64) [6]byte {
+	return [6]byte{byte(m >> 40), byte(m >> 32), byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}
+}
+
+func (t *Table) set(a netip.Addr) *set {
+	b := a.As16()
+	return &t.sets[maphash.Bytes(t.seed, b[:])%sets]
+}
+
+// find returns the entry of a, or nil.
+func (s *set) find(a netip.Addr) *entry {
+	for i := range s.entries {
+		e := s.entries[i].Load()
+		if e == nil || e.addr == a {
+			return e
+		}
+	}
+	return nil
+}
+
+// At returns where a is.
+func (t *Table) At(a netip.Addr) [6]byte {
+	if t.used.Load() {
+		if e := t.set(a).find(a); e != nil {
+			return unpack(e.mac.Load())
+		}
+	}
+	return unpack(t.expected)
+}
+
+// Learn remembers that a is at mac.
+func (t *Table) Learn(a netip.Addr, mac [6]byte) {
+	m := pack(mac)
+	if m == t.expected && !t.used.Load() {
+		return
+	}
+	s := t.set(a)
+	if e := s.find(a); e != nil {
+		if e.mac.Load() != m {
+			e.mac.Store(m)
+		}
+		return
+	}
+	if m == t.expected {
+		return
+	}
+	e := &entry{addr: a}
+	e.mac.Store(m)
+	if s.entries[s.next].Swap(e) != nil {
+		t.forgotten.Add(1)
+	} else {
+		t.known.Add(1)
+	}
+	s.next = (s.next + 1) % ways
+	t.used.Store(true)
+}
+
+// Known is how many addresses are remembered.
+func (t *Table) Known() uint64 { return t.known.Load() }
+
+// Forgotten is how many addresses have made room for others.
+func (t *Table) Forgotten() uint64 { return t.forgotten.Load() }
