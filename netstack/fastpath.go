@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"net/netip"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -16,7 +17,7 @@ type handler struct{ s *Stack }
 
 // Input implements link.Handler.
 func (h handler) Input(v tap.Header, frame []byte) bool {
-	return h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame) || h.s.reuse.input(frame)
+	return h.s.serve.input(v, frame) || h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame) || h.s.reuse.input(frame)
 }
 
 // Flush implements link.Handler.
@@ -25,7 +26,7 @@ func (h handler) Flush() { h.s.nat.Flush() }
 // serveDNS is the resolver's address: queries are relayed to the host's
 // resolvers.
 func (s *Stack) serveDNS(src, dst netip.AddrPort, payload []byte, reply func([]byte)) bool {
-	if dst.Port() != dnsPort || !s.cfg.Network.isDNS(dst.Addr()) {
+	if s.dns == nil || dst.Port() != dnsPort || !s.cfg.Network.isDNS(dst.Addr()) {
 		return false
 	}
 	s.dns.Query(src, payload, reply)
@@ -42,7 +43,7 @@ func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.Pac
 // addresses, which gVisor answers, and those that arrived in fragments.
 func (s *Stack) handleEcho(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	a := addrPort(id.LocalAddress, 0).Addr()
-	if s.cfg.Network.isGateway(a) || s.cfg.Network.isDNS(a) {
+	if slices.Contains(s.own, a) {
 		return false
 	}
 	s.echo.Input(tap.Header{}, s.reassembled(id, pkt))

@@ -11,16 +11,22 @@ import (
 const (
 	gatewayHost = 2
 	dnsHost     = 3
+	leaseHost   = 15
 	guestHost   = 100
 )
 
 // Network is the address plan of one network.
 type Network struct {
-	// Prefix4 holds guest .100, gateway .2 and resolver .3.
+	// Prefix4 holds guest .100, gateway .2, resolver .3, and what is leased from .15 on.
 	Prefix4 netip.Prefix `json:"prefix4"`
-	// Prefix6 holds guest ::64 (100), gateway ::2 and resolver ::3.
+	// Prefix6 holds guest ::64 (100), gateway ::2 and resolver ::3. The zero Prefix is a
+	// network without IPv6, whose IPv6 addresses are all invalid.
 	Prefix6 netip.Prefix `json:"prefix6"`
 }
+
+// router6 is the address that the gateway has as a router: routes lead to link-local
+// addresses (RFC 4861 section 4.2).
+var router6 = netip.MustParseAddr("fe80::2")
 
 // DefaultNetwork is 10.0.2.0/24 and fd00::/64.
 func DefaultNetwork() Network {
@@ -47,7 +53,11 @@ func (n Network) WithPrefix4(cidr string) (Network, error) {
 	return n, nil
 }
 
+// host is a host of p by its number; invalid where p is.
 func host(p netip.Prefix, number uint32) netip.Addr {
+	if !p.IsValid() {
+		return netip.Addr{}
+	}
 	b := p.Addr().AsSlice()
 	for i := len(b) - 1; i >= 0 && number > 0; i-- {
 		number += uint32(b[i])
@@ -67,6 +77,9 @@ func (n Network) Gateway4() netip.Addr { return host(n.Prefix4, gatewayHost) }
 // DNS4 is the IPv4 address of the resolver.
 func (n Network) DNS4() netip.Addr { return host(n.Prefix4, dnsHost) }
 
+// Lease4 is the first of the addresses that DHCP leases.
+func (n Network) Lease4() netip.Addr { return host(n.Prefix4, leaseHost) }
+
 // Guest6 is the IPv6 address of the guest.
 func (n Network) Guest6() netip.Addr { return host(n.Prefix6, guestHost) }
 
@@ -75,6 +88,42 @@ func (n Network) Gateway6() netip.Addr { return host(n.Prefix6, gatewayHost) }
 
 // DNS6 is the IPv6 address of the resolver.
 func (n Network) DNS6() netip.Addr { return host(n.Prefix6, dnsHost) }
+
+// Router6 is the link-local address of the gateway; invalid in a network without IPv6.
+func (n Network) Router6() netip.Addr {
+	if !n.Prefix6.IsValid() {
+		return netip.Addr{}
+	}
+	return router6
+}
+
+// guests are the addresses of the guest, each as a network of its own.
+func (n Network) guests() []netip.Prefix {
+	out := []netip.Prefix{netip.PrefixFrom(n.Guest4(), 32)}
+	if a := n.Guest6(); a.IsValid() {
+		out = append(out, netip.PrefixFrom(a, 128))
+	}
+	return out
+}
+
+// own are the addresses of gateway and resolver, the gateway's first of each family.
+func (n Network) own() []netip.Addr {
+	out := []netip.Addr{n.Gateway4(), n.DNS4()}
+	if n.Prefix6.IsValid() {
+		out = append(out, n.Gateway6(), n.DNS6())
+	}
+	return out
+}
+
+// bits is the length of the prefix that a, an address of the stack, is in.
+func (n Network) bits(a netip.Addr) int {
+	for _, p := range n.Prefixes() {
+		if p.Contains(a) {
+			return p.Bits()
+		}
+	}
+	return 64 // link-local (RFC 4291 section 2.5.6)
+}
 
 // MAC is the gateway's Ethernet address: 52:55 and its IPv4 address.
 func (n Network) MAC() net.HardwareAddr {

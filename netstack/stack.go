@@ -24,6 +24,7 @@ import (
 
 	"slipway/netstack/dns"
 	echo "slipway/netstack/icmp"
+	"slipway/netstack/internal/neighbour"
 	"slipway/netstack/link"
 	"slipway/netstack/tap"
 	nat "slipway/netstack/udp"
@@ -77,15 +78,22 @@ type Config struct {
 	MTU int
 	// Device is the TAP. The Stack owns it.
 	Device *tap.Device
-	// GuestMAC is the Ethernet address of the guest's end.
+	// GuestMAC is the Ethernet address of the guest's end. An address of the guest that
+	// its frames show to be elsewhere is found there.
 	GuestMAC net.HardwareAddr
+	// Sources are the networks whose addresses the guest may have, those of gateway and
+	// resolver aside; nil: Guest4 and Guest6 of Network alone.
+	Sources []netip.Prefix
 	// Policy decides where the guest's flows go. Its Network is set by New.
 	Policy Policy
 	// Outbound4 and Outbound6 are the host's addresses that the guest's flows come from;
 	// invalid: the kernel's choice.
 	Outbound4, Outbound6 netip.Addr
-	// Resolvers returns the host's current resolvers.
+	// Resolvers returns the host's current resolvers; nil: the addresses of the resolver
+	// answer pings and nothing else.
 	Resolvers func(context.Context) ([]netip.AddrPort, error)
+	// Services are for a guest that configures its own end.
+	Services Services
 	// Limits bound the guest.
 	Limits Limits
 	// Log gets what a person should know, never from the packet path twice; nil: no log.
@@ -98,6 +106,9 @@ type Stack struct {
 	policy Policy
 	stack  *stack.Stack
 	link   *link.Endpoint
+	where  *neighbour.Table
+	own    []netip.Addr // the stack's addresses, the gateway's first of each family
+	serve  services
 	tcp    *guestTCP
 	reuse  *reusedPorts
 	nat    *nat.NAT
@@ -118,7 +129,13 @@ func New(cfg Config) (*Stack, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Stack{cfg: cfg, policy: cfg.Policy}
+	if cfg.Sources == nil {
+		cfg.Sources = cfg.Network.guests()
+	}
+	s := &Stack{cfg: cfg, policy: cfg.Policy, own: cfg.Network.own()}
+	if cfg.Services.Router {
+		s.own = append(s.own, cfg.Network.Router6())
+	}
 	s.policy.Network = cfg.Network
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	if err := s.assemble(); err != nil {
@@ -143,21 +160,33 @@ func (s *Stack) assemble() error {
 	if err := s.setTCPOptions(); err != nil {
 		return err
 	}
-	var err error
-	if s.dns, err = dns.New(dns.Config{Resolvers: cfg.Resolvers}); err != nil {
-		return err
+	if cfg.Resolvers != nil {
+		var err error
+		if s.dns, err = dns.New(dns.Config{Resolvers: cfg.Resolvers}); err != nil {
+			return err
+		}
 	}
+	if len(cfg.GuestMAC) != 6 {
+		return fmt.Errorf("guest's Ethernet address %q: want 6 bytes", cfg.GuestMAC)
+	}
+	s.where = neighbour.New([6]byte(cfg.GuestMAC))
 	s.link = link.New(link.Config{
 		Device: cfg.Device,
 		MTU:    cfg.MTU,
 		MAC:    n.MAC(),
 		Guard: link.Guard{
-			Sources: []netip.Addr{n.Guest4(), n.Guest6()},
-			Own:     []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
+			Sources: cfg.Sources,
+			Own:     s.own,
+			DHCP:    cfg.Services.DHCP,
+			Router:  cfg.Services.Router,
 		},
-		Handlers: []link.Handler{handler{s}},
+		Neighbours: s.where,
+		Handlers:   []link.Handler{handler{s}},
 	})
 	if err := s.newFastPaths(); err != nil {
+		return err
+	}
+	if err := s.newServices(); err != nil {
 		return err
 	}
 	s.tcp = newGuestTCP(s)
@@ -166,7 +195,11 @@ func (s *Stack) assemble() error {
 	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleFragmentedUDP)
 	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleEcho)
 	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.handleEcho)
-	return s.attach()
+	if err := s.attach(); err != nil {
+		return err
+	}
+	s.serve.start()
+	return nil
 }
 
 // newFastPaths makes the paths that the receive loop asks before gVisor.
@@ -179,11 +212,12 @@ func (s *Stack) newFastPaths() error {
 		Local:      s.serveDNS,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
+		At:         s.where.At,
 		Gateway4:   n.Gateway4(),
 		Gateway6:   n.Gateway6(),
 		Outbound4:  cfg.Outbound4,
 		Outbound6:  cfg.Outbound6,
-		Prefixes:   []netip.Prefix{n.Prefix4, n.Prefix6},
+		Prefixes:   n.Prefixes(),
 		MTU:        cfg.MTU,
 		Offload:    cfg.Device.Offload(),
 		Limits:     nat.Limits{Sessions: cfg.Limits.UDPSessions},
@@ -196,7 +230,8 @@ func (s *Stack) newFastPaths() error {
 		Route:      s.policy.Route,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
-		Own:        []netip.Addr{n.Gateway4(), n.DNS4(), n.Gateway6(), n.DNS6()},
+		At:         s.where.At,
+		Own:        s.own,
 		MTU:        cfg.MTU,
 		Outbound4:  cfg.Outbound4,
 		Outbound6:  cfg.Outbound6,
@@ -229,21 +264,17 @@ func (s *Stack) setTCPOptions() error {
 
 // attach gives the stack its interface; frames are read from here on.
 func (s *Stack) attach() error {
-	n := s.cfg.Network
 	// Writing to the TAP runs the guest's receive path in the writer. A goroutine
 	// of its own for that lets gVisor go on meanwhile.
 	opts := stack.NICOptions{Name: s.cfg.Device.Name(), QDisc: fifo.New(s.link, 1, sendQueue), Disabled: true}
 	if err := s.stack.CreateNICWithOptions(nicID, s.link, opts); err != nil {
 		return fmt.Errorf("create interface: %s", err)
 	}
-	for _, a := range []netip.Prefix{
-		netip.PrefixFrom(n.Gateway4(), n.Prefix4.Bits()), netip.PrefixFrom(n.DNS4(), n.Prefix4.Bits()),
-		netip.PrefixFrom(n.Gateway6(), n.Prefix6.Bits()), netip.PrefixFrom(n.DNS6(), n.Prefix6.Bits()),
-	} {
+	for _, a := range s.own {
 		address := tcpip.ProtocolAddress{
-			Protocol: protocol(a.Addr()),
+			Protocol: protocol(a),
 			AddressWithPrefix: tcpip.AddressWithPrefix{
-				Address: tcpip.AddrFromSlice(a.Addr().AsSlice()), PrefixLen: a.Bits(),
+				Address: tcpip.AddrFromSlice(a.AsSlice()), PrefixLen: s.cfg.Network.bits(a),
 			},
 		}
 		if err := s.stack.AddProtocolAddress(nicID, address, stack.AddressProperties{}); err != nil {
@@ -261,12 +292,6 @@ func (s *Stack) attach() error {
 		{Destination: header.IPv4EmptySubnet, NIC: nicID},
 		{Destination: header.IPv6EmptySubnet, NIC: nicID},
 	})
-	for _, a := range []netip.Addr{n.Guest4(), n.Guest6()} {
-		err := s.stack.AddStaticNeighbor(nicID, protocol(a), tcpip.AddrFromSlice(a.AsSlice()), tcpip.LinkAddress(s.cfg.GuestMAC))
-		if err != nil {
-			return fmt.Errorf("add neighbour %s: %s", a, err)
-		}
-	}
 	if err := s.stack.EnableNIC(nicID); err != nil {
 		return fmt.Errorf("enable interface: %s", err)
 	}
@@ -304,7 +329,7 @@ func (s *Stack) Close() error {
 	}
 	s.cancel(net.ErrClosed)
 	s.wg.Wait()
-	var errs []error
+	errs := []error{s.serve.close()}
 	if s.nat != nil {
 		errs = append(errs, s.nat.Close())
 	}

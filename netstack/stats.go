@@ -13,9 +13,11 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 
+	"slipway/netstack/dhcp"
 	"slipway/netstack/dns"
 	"slipway/netstack/icmp"
 	"slipway/netstack/link"
+	"slipway/netstack/ndp"
 	"slipway/netstack/relay"
 	"slipway/netstack/udp"
 )
@@ -100,6 +102,10 @@ type Stats struct {
 	UDP  udp.Stats
 	DNS  dns.Stats
 	ICMP icmp.Stats
+	// DHCP, DHCP6 and Router stay zero where Services are not on.
+	DHCP   dhcp.Stats
+	DHCP6  dhcp.Stats6
+	Router ndp.Stats
 
 	// TCPFromGuest and TCPToGuest are payload bytes.
 	TCPFromGuest, TCPToGuest uint64
@@ -123,7 +129,7 @@ type Stats struct {
 func (s *Stack) Stats() Stats {
 	c := &s.stats
 	out := Stats{
-		Link: s.link.Stats(), UDP: s.nat.Stats(), DNS: s.dns.Stats(), ICMP: s.echo.Stats(),
+		Link: s.link.Stats(), UDP: s.nat.Stats(), ICMP: s.echo.Stats(),
 		TCPFromGuest: c.tcp.FromGuest.Load(), TCPToGuest: c.tcp.ToGuest.Load(),
 		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
@@ -132,6 +138,10 @@ func (s *Stack) Stats() Stats {
 		DialErrors:       make(map[string]uint64, causes),
 		GVisor:           make(map[string]uint64),
 	}
+	if s.dns != nil {
+		out.DNS = s.dns.Stats()
+	}
+	s.serve.stats(&out)
 	for i := range c.dialErrors {
 		out.DialErrors[causeNames[i]] = c.dialErrors[i].Load()
 	}

@@ -136,7 +136,7 @@ func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
 	}
 	s.stats.dialsPending.Add(1)
 	defer s.stats.dialsPending.Add(-1)
-	if s.cfg.Network.isDNS(dst.Addr()) && dst.Port() == dnsPort {
+	if s.dns != nil && s.cfg.Network.isDNS(dst.Addr()) && dst.Port() == dnsPort {
 		conn, err := s.dns.DialTCP(s.ctx)
 		if err != nil {
 			return nil, err

@@ -37,8 +37,10 @@ type Config struct {
 	// is the source of the errors that are made here.
 	Own                  []netip.Addr
 	GatewayMAC, GuestMAC net.HardwareAddr
-	MTU                  int // bytes of an IP packet, default 1500
-	Limits               Limits
+	// At tells where an address of the guest is; nil: all are at GuestMAC. It must not block.
+	At     func(netip.Addr) [6]byte
+	MTU    int // bytes of an IP packet, default 1500
+	Limits Limits
 	// Outbound4 and Outbound6 are the addresses that requests are sent from; invalid: the kernel's choice.
 	Outbound4, Outbound6 netip.Addr
 	// Refused is called, once, when the guest first pings in vain because no ping socket can be had; the error
@@ -100,6 +102,9 @@ func New(cfg Config) (*Relay, error) {
 	link, err := wire.NewLink(cfg.Write, cfg.GatewayMAC, cfg.GuestMAC, cfg.MTU)
 	if err != nil {
 		return nil, fmt.Errorf("new echo relay: %w", err)
+	}
+	if cfg.At != nil {
+		link.At = cfg.At
 	}
 	if cfg.Route == nil {
 		return nil, errors.New("new echo relay: no Route")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"slipway/netstack/internal/neighbour"
+	"slipway/netstack/internal/wire"
 	"slipway/netstack/tap"
 
 	"golang.org/x/sys/unix"
@@ -57,6 +60,9 @@ type Config struct {
 	MAC net.HardwareAddr
 	// Guard decides which frames of the guest are looked at.
 	Guard Guard
+	// Neighbours is told where the senders of those frames are, and tells where packets
+	// to the guest go.
+	Neighbours *neighbour.Table
 	// Handlers are asked in order before gVisor.
 	Handlers []Handler
 }
@@ -65,7 +71,7 @@ type Config struct {
 type Endpoint struct {
 	cfg     Config
 	dev     *tap.Device
-	mac     tcpip.LinkAddress
+	mac     [6]byte
 	stats   counters
 	writers sync.Pool
 
@@ -85,7 +91,7 @@ func New(cfg Config) *Endpoint {
 	return &Endpoint{
 		cfg:     cfg,
 		dev:     cfg.Device,
-		mac:     tcpip.LinkAddress(cfg.MAC),
+		mac:     [6]byte(cfg.MAC),
 		writers: sync.Pool{New: func() any { return new(tap.Writer) }},
 	}
 }
@@ -101,15 +107,16 @@ func (e *Endpoint) SetMTU(uint32) {}
 func (e *Endpoint) MaxHeaderLength() uint16 { return header.EthernetMinimumSize }
 
 // LinkAddress implements stack.NetworkLinkEndpoint.
-func (e *Endpoint) LinkAddress() tcpip.LinkAddress { return e.mac }
+func (e *Endpoint) LinkAddress() tcpip.LinkAddress { return tcpip.LinkAddress(e.cfg.MAC) }
 
 // SetLinkAddress implements stack.NetworkLinkEndpoint. The address is fixed.
 func (e *Endpoint) SetLinkAddress(tcpip.LinkAddress) {}
 
 // Capabilities implements stack.NetworkLinkEndpoint. Received checksums are
-// always settled before gVisor sees a frame: by the kernel or by the guard.
+// always settled before gVisor sees a frame: by the kernel or by the guard. And gVisor
+// need not ask where a neighbour is, AddHeader knows.
 func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities {
-	return stack.CapabilityResolutionRequired | stack.CapabilityRXChecksumOffload
+	return stack.CapabilityRXChecksumOffload
 }
 
 // GSOMaxSize implements stack.GSOEndpoint.
@@ -129,12 +136,27 @@ func (e *Endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPH
 
 // AddHeader implements stack.NetworkLinkEndpoint.
 func (e *Endpoint) AddHeader(pkt *stack.PacketBuffer) {
-	eth := header.Ethernet(pkt.LinkHeader().Push(header.EthernetMinimumSize))
-	eth.Encode(&header.EthernetFields{
-		SrcAddr: e.mac,
-		DstAddr: pkt.EgressRoute.RemoteLinkAddress,
-		Type:    pkt.NetworkProtocolNumber,
-	})
+	eth := pkt.LinkHeader().Push(header.EthernetMinimumSize)
+	wire.PutEthernet(eth, e.destination(pkt), e.mac, uint16(pkt.NetworkProtocolNumber))
+}
+
+// destination is the Ethernet address that pkt goes to: the one that gVisor names in an
+// answer to a request (ARP, neighbour discovery), or else where its IP destination is.
+func (e *Endpoint) destination(pkt *stack.PacketBuffer) [6]byte {
+	if to := pkt.EgressRoute.RemoteLinkAddress; len(to) == 6 {
+		return [6]byte([]byte(to))
+	}
+	b := pkt.NetworkHeader().Slice()
+	switch {
+	case pkt.NetworkProtocolNumber == header.IPv4ProtocolNumber && len(b) >= header.IPv4MinimumSize:
+		return e.cfg.Neighbours.At(netip.AddrFrom4([4]byte(b[16:20])))
+	case pkt.NetworkProtocolNumber == header.IPv6ProtocolNumber && len(b) >= header.IPv6MinimumSize:
+		if b[24] == 0xff { // multicast: RFC 2464 section 7
+			return [6]byte{0x33, 0x33, b[36], b[37], b[38], b[39]}
+		}
+		return e.cfg.Neighbours.At(netip.AddrFrom16([16]byte(b[24:40])))
+	}
+	return [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 }
 
 // ParseHeader implements stack.NetworkLinkEndpoint.
@@ -244,6 +266,9 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	if reason := e.cfg.Guard.check(h, frame, n); reason != pass {
 		e.stats.rxDropped[reason].Add(1)
 		return big
+	}
+	if from, ok := e.cfg.Guard.sender(frame); ok {
+		e.cfg.Neighbours.Learn(from, [6]byte(frame[6:12]))
 	}
 	if n <= bigFrame {
 		for _, p := range e.cfg.Handlers {

@@ -12,7 +12,7 @@ import (
 )
 
 func testGuard() Guard {
-	return Guard{Sources: []netip.Addr{ft.Guest4, ft.Guest6}, Own: []netip.Addr{ft.Gate4, ft.Gate6}}
+	return Guard{Sources: []netip.Prefix{netip.PrefixFrom(ft.Guest4, 32), netip.PrefixFrom(ft.Guest6, 128)}, Own: []netip.Addr{ft.Gate4, ft.Gate6}}
 }
 
 func segment(src, dst netip.Addr, payload string) []byte {

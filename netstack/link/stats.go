@@ -48,6 +48,9 @@ type Stats struct {
 	TxPackets, TxBytes uint64
 	// Dropped counts frames by reason. The reasons are a fixed set.
 	Dropped map[string]uint64
+	// Neighbours are addresses of the guest that were seen elsewhere than at its expected
+	// Ethernet address, NeighboursForgotten those that made room for others.
+	Neighbours, NeighboursForgotten uint64
 }
 
 // Stats returns the totals.
@@ -58,6 +61,9 @@ func (e *Endpoint) Stats() Stats {
 		RxBytes:   c.rxBytes.Load(),
 		TxPackets: c.txPackets.Load(),
 		TxBytes:   c.txBytes.Load(),
+
+		Neighbours:          e.cfg.Neighbours.Known(),
+		NeighboursForgotten: e.cfg.Neighbours.Forgotten(),
 		Dropped: map[string]uint64{
 			"bad_header":    c.rxBadHeader.Load(),
 			"read_error":    c.rxErrors.Load(),

@@ -103,6 +103,8 @@ type Config struct {
 	Local func(src, dst netip.AddrPort, payload []byte, reply func(payload []byte)) bool
 
 	GatewayMAC, GuestMAC net.HardwareAddr
+	// At tells where an address of the guest is; nil: all are at GuestMAC. It must not block.
+	At func(netip.Addr) [6]byte
 	// Gateway4 and Gateway6 are the stack's own addresses: the source of ICMP errors, and what clients of
 	// published ports are shown as where their own address cannot be. A family without one gets neither.
 	Gateway4, Gateway6 netip.Addr
@@ -150,6 +152,9 @@ func New(cfg Config) (*NAT, error) {
 	link, err := wire.NewLink(cfg.Write, cfg.GatewayMAC, cfg.GuestMAC, cfg.MTU)
 	if err != nil {
 		return nil, fmt.Errorf("new UDP NAT: %w", err)
+	}
+	if cfg.At != nil {
+		link.At = cfg.At
 	}
 	if cfg.Route == nil {
 		return nil, errors.New("new UDP NAT: no Route")

@@ -21,12 +21,14 @@ const (
 // Link is where frames for the guest go.
 type Link struct {
 	Write           func(h tap.Header, frame [][]byte) error // takes one frame, keeps nothing of it
-	Gateway, Guest  [6]byte                                  // our address and the guest's
+	Gateway         [6]byte                                  // our address
+	At              func(netip.Addr) [6]byte                 // where an address of the guest is
 	MTU             int                                      // bytes of an IP packet
 	identifications atomic.Uint32
 }
 
-// NewLink checks its arguments. An MTU below MinMTU is an error.
+// NewLink checks its arguments. Every address is at guest until At is replaced. An MTU
+// below MinMTU is an error.
 func NewLink(write func(tap.Header, [][]byte) error, gateway, guest net.HardwareAddr, mtu int) (*Link, error) {
 	if write == nil {
 		return nil, fmt.Errorf("no function to write frames")
@@ -37,7 +39,9 @@ func NewLink(write func(tap.Header, [][]byte) error, gateway, guest net.Hardware
 	if mtu < MinMTU || mtu > 65535 {
 		return nil, fmt.Errorf("mtu %d: want %d to 65535", mtu, MinMTU)
 	}
-	l := &Link{Write: write, Gateway: [6]byte(gateway), Guest: [6]byte(guest), MTU: mtu}
+	l := &Link{Write: write, Gateway: [6]byte(gateway), MTU: mtu}
+	at := [6]byte(guest)
+	l.At = func(netip.Addr) [6]byte { return at }
 	l.identifications.Store(rand.Uint32())
 	return l, nil
 }
@@ -61,11 +65,11 @@ func (l *Link) Frame(s *Scratch, h tap.Header, src, dst netip.Addr, proto, ttl u
 	var head []byte
 	if src.Is4() {
 		head = s.head[:EthernetLen+IPv4Len]
-		PutEthernet(head, l.Guest, l.Gateway, EtherIPv4)
+		PutEthernet(head, l.At(dst), l.Gateway, EtherIPv4)
 		PutIPv4(head[EthernetLen:], src, dst, proto, ttl, IPv4Len+n, 0, DontFragment)
 	} else {
 		head = s.head[:EthernetLen+IPv6Len]
-		PutEthernet(head, l.Guest, l.Gateway, EtherIPv6)
+		PutEthernet(head, l.At(dst), l.Gateway, EtherIPv6)
 		PutIPv6(head[EthernetLen:], src, dst, proto, ttl, n)
 	}
 	s.vec = [3][]byte{head, transport, payload}
@@ -112,14 +116,14 @@ func (l *Link) fragments(s *Scratch, src, dst netip.Addr, proto, ttl uint8, tran
 			if more {
 				frag |= MoreFragments
 			}
-			PutEthernet(head, l.Guest, l.Gateway, EtherIPv4)
+			PutEthernet(head, l.At(dst), l.Gateway, EtherIPv4)
 			PutIPv4(head[EthernetLen:], src, dst, proto, ttl, header+n, uint16(id), frag)
 		} else {
 			frag := uint16(off)
 			if more {
 				frag |= 1
 			}
-			PutEthernet(head, l.Guest, l.Gateway, EtherIPv6)
+			PutEthernet(head, l.At(dst), l.Gateway, EtherIPv6)
 			PutIPv6(head[EthernetLen:], src, dst, ProtoFragment, ttl, 8+n)
 			ext := head[EthernetLen+IPv6Len:]
 			ext[0], ext[1] = proto, 0
