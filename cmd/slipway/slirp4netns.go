@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"slipway/netstack"
+	"slipway/netstack/confine"
 	"slipway/netstack/monitor"
 	"slipway/netstack/netns"
 	"slipway/netstack/tap"
@@ -95,8 +97,8 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 			cfg.Log.Warn("the TAP device has no offloads: large transfers are slower", "reason", r.OffloadReason)
 		}
 		fmt.Print(opts.Banner())
-		if opts.EnableSeccomp {
-			fmt.Println("seccomp: every system call that is not needed is refused")
+		if err := confineSlirp4netns(opts); err != nil {
+			return err
 		}
 		if opts.ReadyFD >= 0 {
 			// A descriptor that cannot be written to is the caller's loss.
@@ -105,6 +107,28 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 		}
 		return nil
 	})
+}
+
+// confineSlirp4netns does what the options ask for with this process, the monitor. The
+// engine, which reads the guest's packets, is locked down in any case.
+func confineSlirp4netns(opts slirp4netns.Options) error {
+	if opts.EnableSandbox {
+		readable := []string{"/etc", "/run"}
+		// resolv.conf is a link to elsewhere on some machines.
+		if path, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil {
+			readable = append(readable, filepath.Dir(path))
+		}
+		if err := confine.Sandbox(readable, opts.APISocket); err != nil {
+			return fmt.Errorf("create_sandbox failed: %w", err)
+		}
+	}
+	if opts.EnableSeccomp {
+		if err := confine.DenyCalls(); err != nil {
+			return fmt.Errorf("enable seccomp: %w", err)
+		}
+		fmt.Println("seccomp: the process that reads the guest's packets has an allow-list, this one a deny-list")
+	}
+	return nil
 }
 
 // awaitExit waits for any event at a descriptor, one that it is not open included.

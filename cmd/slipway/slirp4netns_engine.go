@@ -37,6 +37,11 @@ func (c *slirpConfig) adapt(s *netstack.Config) {
 		AllowMetadata: true, Local: netstack.HostAddresses{},
 	}
 	s.Outbound4, s.Outbound6 = c.Outbound4, c.Outbound6
+	s.Sources = s.Network.Prefixes()
+	s.Services = netstack.Services{DHCP: true, Router: s.Network.Prefix6.IsValid()}
+	if !c.DNS {
+		s.Resolvers = nil
+	}
 }
 
 // serve goes on with the forwards of earlier engines and serves the API socket.
