@@ -73,6 +73,12 @@ plant ./portfwd FuzzParse portfwd/parse.go \
 plant ./portfwd FuzzParse portfwd/parse.go \
 	's/^\ts.HostPort = uint16(port)$/\ts.HostPort = uint16(port) \& 0x7fff/' \
 	'a port loses its highest bit'
+plant ./portfwd/slirp4netns FuzzRequest portfwd/slirp4netns/request.go \
+	's/ || guestPort == 0//' \
+	'port 0 of the guest is forwarded to'
+plant ./portfwd/slirp4netns FuzzRequest portfwd/slirp4netns/request.go \
+	's/ || a\.Is4In6()//' \
+	'an IPv4 address passes as an IPv6 one'
 plant ./runtime/image FuzzExtract runtime/image/extract.go \
 	's|x\.root\.Mkdir(name, 0o755)|os.Mkdir(x.root.Name()+"/"+h.Name, 0o755)|' \
 	'a directory is made outside of the root'
