@@ -17,7 +17,7 @@ export CGO_ENABLED=0
 go=${GO:-go}
 name=slipway-e2e
 
-# The tests' own verdicts while they run, then what failed, what was skipped and why, and what it comes to.
+# The tests' own verdicts and tables while they run, then what failed, what was skipped and why, and what it comes to.
 run() { # LABEL TMP COMMAND...
 	label=$1
 	tmp=$2
@@ -25,7 +25,7 @@ run() { # LABEL TMP COMMAND...
 	echo "== end-to-end tests as $label"
 	log=$tmp/$label.log
 	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" |
-		grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:' || true
+		grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:|^\| ' || true
 	status=$(cat "$tmp/status")
 	[ "$status" -eq 0 ] || grep -vE '^=== |^ *--- (PASS|SKIP)' "$log" || true
 	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); reason[test] = $0 }

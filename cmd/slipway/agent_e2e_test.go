@@ -105,6 +105,7 @@ type agentState struct {
 	listeners map[string]net.Listener
 	held      sync.WaitGroup
 	sockets   []net.Conn // of spread
+	pings     net.PacketConn
 }
 
 // serveAgent is the agent. It ends with its standard input.
@@ -127,6 +128,20 @@ func serveAgent([]string) error {
 		"spread":     s.spread,
 		"swap":       s.swap,
 		"hold":       s.hold,
+		"exec":       agentExec,
+		"write":      agentWrite,
+		"netif":      agentNetif,
+		"arp":        agentARP,
+		"dhcp":       agentDHCP,
+		"dhcp6":      agentDHCP6,
+		"solicit":    agentSolicit,
+		"tell":       agentTell,
+		"teller":     agentTeller,
+		"probe":      agentProbe,
+		"pmtu":       agentPMTU,
+		"tcpoptions": agentTCPOptions,
+		"watchpings": s.watchPings,
+		"pinged":     s.pinged,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

@@ -31,23 +31,11 @@ var unroutable = netip.MustParseAddr("203.0.113.7")
 // /etc/resolv.conf of its own (setResolvConf).
 func onPrivateHost(t *testing.T) bool {
 	t.Helper()
-	if os.Getenv(privateEnv) == t.Name() {
+	if isPrivate(t) {
 		makePrivate(t)
 		return true
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=2m")
-	cmd.Env = append(os.Environ(), privateEnv+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	p := start(t, cmd)
+	p := privately(t)
 	status := p.wait()
 	out := p.stdout.String() + p.stderr.String()
 	switch {
@@ -59,6 +47,31 @@ func onPrivateHost(t *testing.T) bool {
 		t.Error("on a private host: the test did not run")
 	}
 	return false
+}
+
+// isPrivate tells whether this process was started to run the test on a private host.
+func isPrivate(t *testing.T) bool { return os.Getenv(privateEnv) == t.Name() }
+
+// privately starts the process of onPrivateHost.
+func privately(t *testing.T) *process {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range strings.SplitSeq(t.Name(), "/") {
+		names = append(names, "^"+regexp.QuoteMeta(name)+"$")
+	}
+	cmd := exec.Command(exe, "-test.run="+strings.Join(names, "/"), "-test.v", "-test.timeout=2m")
+	cmd.Env = append(os.Environ(), privateEnv+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	return start(t, cmd)
 }
 
 func makePrivate(t *testing.T) {

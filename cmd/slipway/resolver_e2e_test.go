@@ -75,13 +75,21 @@ func answerAs(addr string, query []byte) []byte {
 	m.Response = true
 	m.Answers = []dnsmessage.Resource{{
 		Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 1},
-		Body:   &dnsmessage.AResource{A: netip.MustParseAddr(addr).As4()},
+		Body:   &dnsmessage.AResource{A: answerOf(addr)},
 	}}
 	b, err := m.Pack()
 	if err != nil {
 		return nil
 	}
 	return b
+}
+
+// answerOf is the address of a resolver, for one of IPv6 an IPv4 address in its place.
+func answerOf(addr string) [4]byte {
+	if a := netip.MustParseAddr(addr); a.Is4() {
+		return a.As4()
+	}
+	return [4]byte{192, 0, 2, 6}
 }
 
 // readMessage and writeMessage frame messages as RFC 1035 section 4.2.2 says.
@@ -100,8 +108,8 @@ func writeMessage(w io.Writer, m []byte) error {
 	return err
 }
 
-// agentQuery: query NETWORK ADDR asks a resolver, and returns the address that it
-// answers. It asks once: what looks like failover is not its own.
+// agentQuery: query NETWORK ADDR [WITHIN] asks a resolver, and returns the address that
+// it answers. It asks once: what looks like failover is not its own.
 func agentQuery(args []string) (string, error) {
 	q, err := (&dnsmessage.Message{
 		Header: dnsmessage.Header{ID: 4711, RecursionDesired: true},
@@ -112,12 +120,18 @@ func agentQuery(args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c, err := net.DialTimeout(args[0], args[1], patience)
+	within := 10 * time.Second
+	if len(args) > 2 {
+		if within, err = time.ParseDuration(args[2]); err != nil {
+			return "", err
+		}
+	}
+	c, err := net.DialTimeout(args[0], args[1], within)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
 		return "", err
 	}
 	b := make([]byte, 1<<16)
