@@ -57,7 +57,7 @@ func asSlirp4netns(argv0 string, args []string) int {
 	var s *signalled
 	switch {
 	case err != nil:
-		for _, line := range complaint(opts, err) {
+		for _, line := range inTheirWords(opts, err) {
 			fmt.Fprintln(os.Stderr, line)
 		}
 		return 1
@@ -183,9 +183,9 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 	return cfg, err
 }
 
-// complaint is what slirp4netns says of a failure: those who start it show these lines
+// inTheirWords is what slirp4netns says of a failure: those who start it show these lines
 // to people, who search for them.
-func complaint(opts slirp4netns.Options, err error) []string {
+func inTheirWords(opts slirp4netns.Options, err error) []string {
 	child := func(text string) []string { return []string{slirp4netns.Perror(text, err), "child failed(1)"} }
 	var at *netns.Error
 	var listen *monitor.ListenError

@@ -49,7 +49,7 @@ func (c *slirpConfig) serve(client *monitor.Client, start *monitor.StartMessage,
 	if !c.API {
 		return nil
 	}
-	f := &forwards{client: client, ports: ports, open: map[int]opened{}}
+	f := &apiForwards{client: client, ports: ports, open: map[int]opened{}}
 	for _, old := range start.Forwards {
 		if err := f.restore(old); err != nil {
 			return err
@@ -85,8 +85,8 @@ type opened struct {
 	port    int // the port manager's id
 }
 
-// forwards lets the monitor bind what the API is asked for, and serves it.
-type forwards struct {
+// apiForwards lets the monitor bind what the API is asked for, and serves it.
+type apiForwards struct {
 	client *monitor.Client
 	ports  *portfwd.Manager
 
@@ -94,7 +94,7 @@ type forwards struct {
 	open map[int]opened
 }
 
-var _ slirp4netns.Forwards = (*forwards)(nil)
+var _ slirp4netns.Forwards = (*apiForwards)(nil)
 
 func spec(f slirp4netns.Forward) portfwd.Spec {
 	s := portfwd.Spec{
@@ -108,7 +108,7 @@ func spec(f slirp4netns.Forward) portfwd.Spec {
 }
 
 // Add implements slirp4netns.Forwards.
-func (f *forwards) Add(ctx context.Context, want slirp4netns.Forward) (slirp4netns.Forward, error) {
+func (f *apiForwards) Add(ctx context.Context, want slirp4netns.Forward) (slirp4netns.Forward, error) {
 	raw, err := json.Marshal(want)
 	if err != nil {
 		return want, fmt.Errorf("forward: %w", err)
@@ -127,7 +127,7 @@ func (f *forwards) Add(ctx context.Context, want slirp4netns.Forward) (slirp4net
 }
 
 // restore serves what the monitor has bound.
-func (f *forwards) restore(m monitor.Forward) error {
+func (f *apiForwards) restore(m monitor.Forward) error {
 	var forward slirp4netns.Forward
 	if err := json.Unmarshal(m.Spec, &forward); err != nil || len(m.Bound) == 0 {
 		return fmt.Errorf("forward %d on %v: %w", m.ID, m.Bound, err)
@@ -144,7 +144,7 @@ func (f *forwards) restore(m monitor.Forward) error {
 }
 
 // List implements slirp4netns.Forwards.
-func (f *forwards) List() []slirp4netns.Forward {
+func (f *apiForwards) List() []slirp4netns.Forward {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := make([]slirp4netns.Forward, 0, len(f.open))
@@ -155,7 +155,7 @@ func (f *forwards) List() []slirp4netns.Forward {
 }
 
 // Remove implements slirp4netns.Forwards.
-func (f *forwards) Remove(id int) error {
+func (f *apiForwards) Remove(id int) error {
 	f.mu.Lock()
 	o, ok := f.open[id]
 	delete(f.open, id)
