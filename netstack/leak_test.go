@@ -78,6 +78,7 @@ func returnsTo(t *testing.T, before holdings) {
 // kernelGuest is a stack behind a real TAP, with the kernel's TCP as its guest.
 type kernelGuest struct {
 	t      *testing.T
+	pid    int // in the guest's namespaces
 	target netns.Target
 	stack  *Stack
 	spare  map[int][]*os.File // sockets in the namespace, by family
@@ -85,7 +86,22 @@ type kernelGuest struct {
 
 func newKernelGuest(t *testing.T, mode tap.Mode, access HostAccess) *kernelGuest {
 	t.Helper()
-	g := &kernelGuest{t: t, target: nstest.New(t).Target(t), spare: make(map[int][]*os.File)}
+	n := DefaultNetwork()
+	return startKernelGuest(t, mode, netns.Link{
+		Addresses: []netip.Prefix{netip.PrefixFrom(n.Guest4(), 24), netip.PrefixFrom(n.Guest6(), 64)},
+		Gateways:  []netip.Addr{n.Gateway4(), n.Gateway6()},
+	}, Config{
+		Network:   n,
+		Policy:    Policy{Local: everythingLocal{}, HostAccess: access},
+		Resolvers: func(context.Context) ([]netip.AddrPort, error) { return nil, errors.New("no resolvers") },
+	})
+}
+
+// startKernelGuest configures the guest's end as link says and starts a stack of cfg.
+func startKernelGuest(t *testing.T, mode tap.Mode, link netns.Link, cfg Config) *kernelGuest {
+	t.Helper()
+	ns := nstest.New(t)
+	g := &kernelGuest{t: t, pid: ns.PID, target: ns.Target(t), spare: make(map[int][]*os.File)}
 	tun, err := g.target.OpenTUN("")
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 		t.Skipf("no TAP here: %v", err)
@@ -102,20 +118,12 @@ func newKernelGuest(t *testing.T, mode tap.Mode, access HostAccess) *kernelGuest
 		t.Fatal(err)
 	}
 	defer h.Close()
-	n := DefaultNetwork()
-	mac, err := netns.Configure(h, netns.Link{
-		Name: "tap0", MTU: 1500,
-		Addresses: []netip.Prefix{netip.PrefixFrom(n.Guest4(), 24), netip.PrefixFrom(n.Guest6(), 64)},
-		Gateways:  []netip.Addr{n.Gateway4(), n.Gateway6()},
-	})
-	if err != nil {
+	link.Name, link.MTU = "tap0", 1500
+	cfg.MTU, cfg.Device, cfg.Limits = 1500, device, DefaultLimits()
+	if cfg.GuestMAC, err = netns.Configure(h, link); err != nil {
 		t.Fatal(err)
 	}
-	g.stack, err = New(Config{
-		Network: n, MTU: 1500, Device: device, GuestMAC: mac, Limits: DefaultLimits(),
-		Policy:    Policy{Local: everythingLocal{}, HostAccess: access},
-		Resolvers: func(context.Context) ([]netip.AddrPort, error) { return nil, errors.New("no resolvers") },
-	})
+	g.stack, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

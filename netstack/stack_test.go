@@ -30,6 +30,15 @@ const allOffloads = tap.CSum | tap.TSO4 | tap.TSO6 | tap.USO4 | tap.USO6
 // newGuest starts a stack whose host is p's.
 func newGuest(t testing.TB, p Policy) *guest {
 	t.Helper()
+	return startGuest(t, Config{
+		Network: DefaultNetwork(), Policy: p,
+		Resolvers: func(context.Context) ([]netip.AddrPort, error) { return nil, errors.New("no resolvers") },
+	})
+}
+
+// startGuest starts a stack of cfg.
+func startGuest(t testing.TB, cfg Config) *guest {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -39,11 +48,8 @@ func newGuest(t testing.TB, p Policy) *guest {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, file: os.NewFile(uintptr(fds[1]), "guest")}
-	g.stack, err = New(Config{
-		Network: DefaultNetwork(), MTU: 1500, Device: dev, GuestMAC: net.HardwareAddr(ft.GuestMAC),
-		Policy: p, Limits: DefaultLimits(),
-		Resolvers: func(context.Context) ([]netip.AddrPort, error) { return nil, errors.New("no resolvers") },
-	})
+	cfg.MTU, cfg.Device, cfg.GuestMAC, cfg.Limits = 1500, dev, net.HardwareAddr(ft.GuestMAC), DefaultLimits()
+	g.stack, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
