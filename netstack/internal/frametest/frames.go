@@ -65,13 +65,33 @@ func TCP(src, dst netip.Addr, flags header.TCPFlags, payload string) []byte {
 	return Frame(header.TCPProtocolNumber, src, dst, b)
 }
 
-// UDP is a datagram, header included, whose checksum is right.
+// UDP is a datagram from port 40000, header included, whose checksum is right.
 func UDP(src, dst netip.Addr, port uint16, payload string) []byte {
+	return datagram(netip.AddrPortFrom(src, 40000), netip.AddrPortFrom(dst, port), payload)
+}
+
+// Datagram is a frame with a UDP datagram, whose checksum is right.
+func Datagram(src, dst netip.AddrPort, payload string) []byte {
+	return Frame(header.UDPProtocolNumber, src.Addr(), dst.Addr(), datagram(src, dst, payload))
+}
+
+func datagram(src, dst netip.AddrPort, payload string) []byte {
 	b := make([]byte, header.UDPMinimumSize+len(payload))
-	header.UDP(b).Encode(&header.UDPFields{SrcPort: 40000, DstPort: port, Length: uint16(len(b))})
+	header.UDP(b).Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(len(b))})
 	copy(b[header.UDPMinimumSize:], payload)
-	header.UDP(b).SetChecksum(sum(header.UDPProtocolNumber, src, dst, b))
+	header.UDP(b).SetChecksum(sum(header.UDPProtocolNumber, src.Addr(), dst.Addr(), b))
 	return b
+}
+
+// SolicitRouter is a frame with a router solicitation (RFC 4861 section 4.1).
+func SolicitRouter(src netip.Addr) []byte {
+	routers := netip.MustParseAddr("ff02::2")
+	b := make([]byte, 8)
+	header.ICMPv6(b).SetType(header.ICMPv6RouterSolicit)
+	header.ICMPv6(b).SetChecksum(sum(header.ICMPv6ProtocolNumber, src, routers, b))
+	f := Frame(header.ICMPv6ProtocolNumber, src, routers, b)
+	header.IPv6(f[header.EthernetMinimumSize:]).SetHopLimit(255)
+	return f
 }
 
 // Echo is a frame with an ICMP or ICMPv6 echo request.
