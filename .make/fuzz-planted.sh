@@ -62,11 +62,23 @@ plant ./netstack/icmp FuzzInput netstack/icmp/relay.go \
 	's/^\tif !h.Trusted() {$/\t_ = m[m[1]]\n&/' \
 	'an index that the guest chooses'
 plant ./netstack FuzzFrames netstack/link/guard.go \
-	's/^\tif len(b) < 24 {$/\tif len(b) < header.ICMPv6MinimumSize {/' \
+	's/^\t\tif len(b) < 24 {$/\t\tif len(b) < header.ICMPv6MinimumSize {/' \
 	'a missing bound of the source guard'
 plant ./netstack FuzzFrames netstack/link/guard.go \
 	's/^\tb := frame\[header.EthernetMinimumSize:\]$/&\n\tif len(b) > 1 {\n\t\t_ = frame[8*int(b[1])]\n\t}/' \
 	'an index that the guest chooses'
+plant ./netstack/dhcp FuzzInput netstack/dhcp/server.go \
+	's/len(m.ClientHWAddr) != 6 || m.ClientHWAddr\[0\]/len(m.ClientHWAddr) == 0 || m.ClientHWAddr[0]/' \
+	'an Ethernet address of the wrong length is taken'
+plant ./netstack/dhcp FuzzInput netstack/dhcp/server6.go \
+	's/> maxDUID/> 10*maxDUID/' \
+	'a long identifier makes a long answer'
+plant ./netstack/dhcp FuzzInput netstack/dhcp/pool.go \
+	's/ || had >= 0 \&\& p.leases\[had\].holds(now)//; s/p.leases\[had\].state, p.leases\[had\].mac = unused, mac{}/_ = had/' \
+	'a client gets a second lease'
+plant ./netstack/ndp FuzzInput netstack/ndp/router.go \
+	's/p.TTL != discoveryHops || //' \
+	'a solicitation that came through a router is taken'
 plant ./portfwd FuzzParse portfwd/parse.go \
 	's/ || addr.IsMulticast()//' \
 	'a port is published at a multicast address'

@@ -4,6 +4,7 @@
 // The way of a byte, outwards:
 //
 //	guest's kernel → TAP → link (receive loop, guard)
+//	    ├ DHCP, router solicitations → dhcp, ndp → answer
 //	    ├ UDP      → udp (NAT table)     → host socket
 //	    ├ echo     → icmp (ping socket)  → host
 //	    └ the rest → gVisor TCP → tcp.go (policy, dial first, then accept)

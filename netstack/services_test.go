@@ -28,7 +28,7 @@ import (
 func selfConfiguring() Config {
 	n := DefaultNetwork()
 	return Config{
-		Network: n, Sources: n.prefixes(), Services: Services{DHCP: true, Router: true},
+		Network: n, Sources: n.Prefixes(), Services: Services{DHCP: true, Router: true},
 		Policy: Policy{Local: everythingLocal{}, HostAccess: HostAccess{Loopback: Grant{Open: true}}},
 		Resolvers: func(context.Context) ([]netip.AddrPort, error) {
 			return []netip.AddrPort{netip.MustParseAddrPort("[::1]:53")}, nil
@@ -318,7 +318,7 @@ func TestMachinesBehindABridge(t *testing.T) {
 func TestServicesAnswer(t *testing.T) {
 	linkLocal := netip.MustParseAddr("fe80::64")
 	discover := ft.Datagram(netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), discoverMessage())
-	inform := ft.Datagram(netip.AddrPortFrom(linkLocal, 546), netip.MustParseAddrPort("[ff02::1:2]:547"), "\x0b\x01\x02\x03\x00\x06\x00\x02\x00\x17")
+	inform := ft.Datagram(netip.AddrPortFrom(linkLocal, 546), netip.MustParseAddrPort("[ff02::1:2]:547"), informMessage)
 	solicit := ft.Solicit(linkLocal, router6)
 	header.IPv6(solicit[header.EthernetMinimumSize:]).SetHopLimit(255) // RFC 4861 section 7.1.1
 	frames := [][]byte{discover, ft.SolicitRouter(linkLocal), inform, solicit}
@@ -371,6 +371,9 @@ func TestServicesAnswer(t *testing.T) {
 		t.Errorf("without services: %v; want two from foreign sources, two not answered", d)
 	}
 }
+
+// informMessage is a DHCPv6 request for information about resolvers.
+const informMessage = "\x0b\x01\x02\x03\x00\x06\x00\x02\x00\x17"
 
 // discoverMessage is the least that a DHCP client sends.
 func discoverMessage() string {

@@ -337,7 +337,13 @@ func FuzzFrames(f *testing.F) {
 	for _, frame := range refusedFrames() {
 		f.Add(plain(frame), plain(syn4))
 	}
-	g := newGuest(f, closed())
+	linkLocal := netip.MustParseAddr("fe80::64")
+	f.Add(plain(ft.Datagram(netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), discoverMessage())), plain(ft.SolicitRouter(linkLocal)))
+	f.Add(plain(ft.Datagram(netip.AddrPortFrom(linkLocal, 546), netip.MustParseAddrPort("[ff02::1:2]:547"), informMessage)), plain(ft.Solicit(linkLocal, router6)))
+	f.Add(plain(from("\x02\x00\x00\x00\x00\x77", ft.Echo(netip.MustParseAddr("10.0.2.50"), ft.Gate4))), plain(from("\x02\x00\x00\x00\x00\x78", ft.ARP(header.ARPReply, ft.Gate4))))
+	cfg := selfConfiguring()
+	cfg.Policy = closed()
+	g := startGuest(f, cfg)
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		g.t = t
 		for _, frame := range [][]byte{a, b} {

@@ -34,7 +34,8 @@ func (s source) Snapshot() metrics.Snapshot {
 		"dns_malformed": n.DNS.Malformed, "icmp_malformed": n.ICMP.Malformed, "icmp_denied": n.ICMP.Denied,
 		"icmp_unreachable": n.ICMP.Unreachable, "icmp_no_ping_socket": n.ICMP.Unavailable, "icmp_send_failed": n.ICMP.Failed,
 		"icmp_device_refused": n.ICMP.Write,
-		"tx_queue_full":       n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
+		"dhcp_malformed":      n.DHCP.Malformed + n.DHCP6.Malformed, "ndp_malformed": n.Router.Malformed,
+		"tx_queue_full": n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
 	})
 	out := metrics.Snapshot{
 		Link: metrics.Traffic{
@@ -45,7 +46,8 @@ func (s source) Snapshot() metrics.Snapshot {
 		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
 		Retransmits: n.GVisor["tcp_retransmits"],
-		Refused:     map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited},
+		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
+			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited, "neighbours": n.Link.NeighboursForgotten},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{
 				FromBytes: n.UDP.RxBytes, ToBytes: n.UDP.TxBytes, FromPackets: n.UDP.RxDatagrams, ToPackets: n.UDP.TxDatagrams,
