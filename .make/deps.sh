@@ -2,8 +2,10 @@
 # Finds what the demo and the tests need and this machine lacks, installs it, and says what it did, one line each.
 # Safe to run any number of times; does nothing where nothing is missing.
 #
-#   deps.sh              as root, or as an ordinary user (then sudo is asked for what needs root)
-#   deps.sh --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
+#   deps.sh [clients]              as root, or as an ordinary user (then sudo is asked for what needs root)
+#   deps.sh [clients] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
+#
+# With the word clients also the programs that call slirp4netns, which make test-clients runs.
 # Lists of names are split into words on purpose:
 # shellcheck disable=SC2086
 set -eu
@@ -13,6 +15,13 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # table (slirp4netns, pasta), or tests that want a root filesystem of one file (busybox).
 needed='curl ip iperf3 nginx newuidmap newgidmap nsenter setpriv unshare'
 optional='slirp4netns pasta busybox'
+scope=
+if [ "${1:-}" = clients ]; then
+	scope=clients
+	shift
+	# A distribution that lacks one leaves that client's tests out.
+	optional="$optional rootlesskit rootlessctl podman buildah runc dockerd docker iptables"
+fi
 tun=/dev/net/tun
 range=65536
 
@@ -42,6 +51,11 @@ package() { # MANAGER TOOL -> the package that has the tool
 	*:ip) echo iproute2 ;;
 	zypper:iperf3) echo iperf ;;
 	apt-get:nginx) echo nginx-light ;;
+	*:rootlessctl) echo rootlesskit ;;
+	apt-get:docker | apt-get:dockerd) echo docker.io ;;
+	dnf:dockerd) echo moby-engine ;;
+	dnf:docker) echo docker-cli ;;
+	*:dockerd) echo docker ;;
 	apk:unshare | apk:nsenter) echo util-linux-misc ;;
 	apk:setpriv) echo setpriv ;;
 	*:unshare | *:nsenter | *:setpriv) echo util-linux ;;
@@ -68,7 +82,7 @@ install_command() { # MANAGER PACKAGE... -> what a person would type
 	esac
 }
 
-# Debian starts a service as soon as its package is there: a web server on port 80 that nobody asked for.
+# Debian starts a service as soon as its package is there: a web server on port 80 that nobody asked for, a Docker.
 # policy-rc.d is how an installer says no (invoke-rc.d(8)); an administrator's own is left alone.
 policy=/usr/sbin/policy-rc.d
 hold_services() {
@@ -83,6 +97,31 @@ hold_services() {
 release_services() {
 	rm -f "$policy"
 	trap - EXIT INT TERM
+}
+
+# Packages also have their services started at every boot. These are the links by which systemd and init do that.
+enabled() {
+	for d in /etc/systemd/system /etc/systemd/user /etc/rc?.d; do
+		case $d in
+		/etc/rc?.d) [ ! -d "$d" ] || find "$d" -name 'S*' ;;
+		*) [ ! -d "$d" ] || find "$d" -path '*.wants/*' -type l ;;
+		esac
+	done | sort
+}
+
+disable_new() { # FILE of what was enabled before: undoes what a package has added meanwhile
+	enabled | comm -13 "$1" - | while read -r link; do
+		unit=${link##*/}
+		case $link in
+		/etc/systemd/user/*) systemctl --global disable "$unit" >/dev/null 2>&1 || rm -f "$link" ;;
+		/etc/systemd/*) systemctl disable "$unit" >/dev/null 2>&1 || rm -f "$link" ;;
+		*) update-rc.d "${unit#S[0-9][0-9]}" disable >/dev/null 2>&1 || true ;;
+		esac
+		case $link in
+		/etc/systemd/*) echo "${unit%.*}" ;;
+		*) echo "${unit#S[0-9][0-9]}" ;;
+		esac
+	done | sort -u | tr '\n' ' '
 }
 
 apt_install() { # PACKAGE...
@@ -140,7 +179,8 @@ install_tools() {
 	done
 	[ -n "$want" ] || return 0
 
-	if have nginx; then had_nginx=yes; else had_nginx=no; fi
+	before=$(mktemp)
+	enabled >"$before"
 	if ! manager_install "$m" $want; then
 		if [ "$m" != apt-get ] || ! apt-get -q update >>"$log" 2>&1 || ! manager_install "$m" $want; then
 			cat "$log" >&2
@@ -148,11 +188,12 @@ install_tools() {
 		fi
 	fi
 	say "installed: $want"
-	if [ "$m" = apt-get ] && [ "$had_nginx" = no ] && have nginx; then
-		# Not now (above), and not at the next boot either.
-		if have systemctl; then systemctl disable nginx >/dev/null 2>&1 || true; else update-rc.d nginx disable >/dev/null 2>&1 || true; fi
-		say "the system's own nginx service was neither started nor enabled"
+	if [ "$m" = apt-get ]; then
+		# Not now (hold_services), and not at the next boot either.
+		services=$(disable_new "$before")
+		[ -z "$services" ] || say "these services of the system were neither started nor enabled: $services"
 	fi
+	rm -f "$before"
 }
 
 has_range() { # USER FILE
@@ -270,7 +311,7 @@ else
 	users=$(id -un)
 	if [ -n "$(faults)$(no_range "$users")" ]; then
 		quiet=no
-		if ! { have sudo && { [ -t 0 ] || sudo -n true 2>/dev/null; } && sudo sh "$0" --for "$users"; }; then
+		if ! { have sudo && { [ -t 0 ] || sudo -n true 2>/dev/null; } && sudo sh "$0" $scope --for "$users"; }; then
 			echo "deps: as root, run:" >&2
 			by_hand "$users" >&2
 		fi

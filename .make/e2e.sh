@@ -17,52 +17,7 @@ export CGO_ENABLED=0
 go=${GO:-go}
 name=slipway-e2e
 
-# The tests' own verdicts and tables while they run, then what failed, what was skipped and why, and what it comes to.
-run() { # LABEL TMP COMMAND...
-	label=$1
-	tmp=$2
-	shift 2
-	echo "== end-to-end tests as $label"
-	log=$tmp/$label.log
-	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" |
-		grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:|^\| ' || true
-	status=$(cat "$tmp/status")
-	[ "$status" -eq 0 ] || grep -vE '^=== |^ *--- (PASS|SKIP)' "$log" || true
-	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); reason[test] = $0 }
-		/--- SKIP:/ { print "skipped " $3 ": " reason[$3] }' "$log"
-	count() { grep -c "^ *--- $1" "$log" || true; }
-	echo "e2e-$label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
-	return "$status"
-}
-
-cover_tun() { # TMP MODE
-	mkdir -p "$1/dev"
-	mount -t tmpfs -o mode=0755 tmpfs "$1/dev"
-	mknod "$1/dev/tun" c 10 200
-	chmod "$2" "$1/dev/tun"
-	mount --bind "$1/dev/tun" /dev/net/tun
-}
-
-cover_etc() { # TMP USER [ID]: copies with a range of sub-ids for USER, past every other one; with ID a new user
-	mkdir -p "$1/etc"
-	for f in passwd group subuid subgid; do
-		if [ -e "/etc/$f" ]; then cp "/etc/$f" "$1/etc/$f"; else : >"$1/etc/$f"; fi
-	done
-	for f in subuid subgid; do
-		awk -F: -v user="$2" 'BEGIN { end = 100000 } NF == 3 && $2 + $3 > end { end = $2 + $3 } $1 == user { has = 1 }
-			{ print } END { if (!has) printf "%s:%.0f:65536\n", user, end }' "$1/etc/$f" >"$1/etc/$f.new"
-		mv "$1/etc/$f.new" "$1/etc/$f"
-	done
-	if [ -n "${3:-}" ]; then
-		echo "$2:x:$3:$3::$1/home:/bin/sh" >>"$1/etc/passwd"
-		echo "$2:x:$3:" >>"$1/etc/group"
-	fi
-	chmod 0644 "$1/etc"/*
-	for f in passwd group subuid subgid; do
-		[ -e "/etc/$f" ] || continue
-		mount --bind "$1/etc/$f" "/etc/$f"
-	done
-}
+. .make/private.sh
 
 inside_root() { # TMP
 	cover_etc "$1" root
@@ -70,12 +25,11 @@ inside_root() { # TMP
 	cd cmd/slipway
 	SLIPWAY_BIN=$1/slipway
 	export SLIPWAY_BIN
-	run root "$1" "$1/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
+	run e2e root "$1" "$1/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
 }
 
 inside_user() { # TMP
-	# The first id from 59000 on that is in neither file.
-	id=$(awk -F: '{ used[$3] = 1 } END { for (id = 59000; id in used; id++); print id }' /etc/passwd /etc/group)
+	id=$(free_id)
 	cover_etc "$1" "$name" "$id"
 	cover_tun "$1" 0666
 	mkdir "$1/src"
@@ -83,7 +37,7 @@ inside_user() { # TMP
 	chown "$id:$id" "$1/home" "$1/run"
 	mount --bind . "$1/src" # the tree may lie where only root can go
 	cd "$1/src/cmd/slipway"
-	run user "$1" \
+	run e2e user "$1" \
 		setpriv --reuid "$id" --regid "$id" --init-groups --inh-caps=-all \
 		env -i PATH="$PATH" LANG=C.UTF-8 USER="$name" HOME="$1/home" XDG_RUNTIME_DIR="$1/run" \
 		SLIPWAY_BIN="$1/slipway" SLIPWAY_E2E_BYTES="${SLIPWAY_E2E_BYTES:-}" "$1/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
@@ -109,7 +63,7 @@ if [ "$(id -u)" -ne 0 ]; then
 	cd cmd/slipway
 	SLIPWAY_BIN=$tmp/slipway
 	export SLIPWAY_BIN
-	run user "$tmp" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
+	run e2e user "$tmp" "$tmp/e2e.test" -test.v -test.timeout 8m ${E2EFLAGS:-}
 	exit
 fi
 failed=0

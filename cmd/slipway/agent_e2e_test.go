@@ -142,6 +142,10 @@ func serveAgent([]string) error {
 		"tcpoptions": agentTCPOptions,
 		"watchpings": s.watchPings,
 		"pinged":     s.pinged,
+		"hear":       agentHear,
+		"answer":     agentAnswer,
+		"interface":  agentInterface,
+		"resolve":    agentResolve,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

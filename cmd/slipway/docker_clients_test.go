@@ -1,0 +1,175 @@
+//go:build e2e && clients
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// dockerRatio is how many times as fast as Debian's slirp4netns Slipway has to carry a
+// container's stream to the host, under the same dockerd in the same run: Docker's
+// bridge is MTU 1500, and a frame of that size costs slirp4netns a system call.
+const dockerRatio = 12
+
+// A rootlessDocker is dockerd under RootlessKit, as dockerd-rootless.sh starts it.
+type rootlessDocker struct {
+	t    *testing.T
+	shim *shim
+	env  []string
+	kit  *process // RootlessKit
+}
+
+func newDocker(t *testing.T, program string) *rootlessDocker {
+	t.Helper()
+	needs(t, "docker", "dockerd", "containerd", "runc", "rootlesskit", "iptables", "newuidmap")
+	script := ""
+	// The second is where Debian keeps it.
+	for _, name := range []string{"dockerd-rootless.sh", "/usr/share/docker.io/contrib/dockerd-rootless.sh"} {
+		if p, err := exec.LookPath(name); err == nil {
+			script = p
+			break
+		}
+	}
+	if script == "" {
+		t.Skip("no dockerd-rootless.sh on this machine")
+	}
+	d := &rootlessDocker{t: t, shim: newShim(t, program)}
+	d.env = clientEnv(t, d.shim)
+	run, home := value(d.env, "XDG_RUNTIME_DIR"), value(d.env, "HOME")
+	socket := filepath.Join(run, "docker.sock")
+	d.env = append(d.env, "DOCKER_HOST=unix://"+socket)
+	t.Cleanup(func() {
+		// What containers and dockerd have made belongs to subordinate ids.
+		_, _ = clientTries(t, d.env, "rootlesskit", "rm", "-rf", filepath.Join(home, "docker"))
+	})
+	// The storage driver is the one that asks nothing of the kernel.
+	cmd := exec.Command("sh", script, "--storage-driver=vfs", "--data-root="+filepath.Join(home, "docker"))
+	cmd.Env = append(d.env, "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SANDBOX=auto", "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SECCOMP=auto")
+	d.kit = start(t, cmd)
+	eventually(t, 3*patience, "dockerd", func() bool {
+		select {
+		case <-d.kit.done:
+			t.Fatal("dockerd-rootless.sh ended")
+		default:
+		}
+		_, err := clientTries(t, d.env, "docker", "version")
+		return err == nil
+	})
+	return d
+}
+
+func (d *rootlessDocker) docker(args ...string) string {
+	d.t.Helper()
+	return strings.TrimSpace(clientSays(d.t, d.env, "docker", args...))
+}
+
+// stop ends dockerd, and with it RootlessKit, as systemd's unit for it does.
+func (d *rootlessDocker) stop() {
+	d.t.Helper()
+	dockerd := find(d.t, d.kit.Process.Pid, "dockerd", func(line string) bool { return strings.HasPrefix(line, "dockerd ") })
+	if err := syscall.Kill(dockerd, syscall.SIGTERM); err != nil {
+		d.t.Fatal(err)
+	}
+	if status := d.kit.wait(); status != 0 {
+		d.t.Errorf("dockerd ended with status %d", status)
+	}
+	d.shim.over()
+	nothingLeft(d.t, d.shim.path, value(d.env, "XDG_RUNTIME_DIR"), "containerd")
+}
+
+// throughput is what iperf3 in a container reaches, in Gbit/s.
+type throughput struct{ toHost, toContainer float64 }
+
+func TestClientDocker(t *testing.T) {
+	var reached, reference throughput
+	var version string
+	t.Run("flow", func(t *testing.T) {
+		d := newDocker(t, os.Getenv("SLIPWAY_BIN"))
+		version = d.docker("version", "--format", "Docker {{.Server.Version}}")
+		startResolver(t, clientsHost)
+		d.image()
+		c := d.shim.last("--mtu 65520", "-r 3", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp")
+		d.shim.confined(c)
+		d.web()
+		d.outwards()
+		reached = d.speeds()
+		d.stop()
+	})
+	if t.Failed() || version == "" {
+		return
+	}
+	ran("%s: run -d -p, the page from the host, DNS, TCP and UDP outwards; iperf3 container to host %.2f Gbit/s, container to container %.2f Gbit/s",
+		version, reached.toHost, reached.toContainer)
+	other := os.Getenv("SLIPWAY_CLIENTS_REFERENCE")
+	if other == "" || isUpstream(t) {
+		return
+	}
+	t.Run("reference", func(t *testing.T) {
+		d := newDocker(t, other)
+		d.image()
+		reference = d.speeds()
+		d.stop()
+	})
+	if t.Failed() {
+		return
+	}
+	ratio := reached.toHost / reference.toHost
+	ran("%s on the machine's own slirp4netns: container to host %.2f Gbit/s, container to container %.2f Gbit/s: a factor of %.1f to the host",
+		version, reference.toHost, reference.toContainer, ratio)
+	if ratio < dockerRatio {
+		t.Errorf("container to host is %.1f times what it is on the machine's own slirp4netns, not %d times", ratio, dockerRatio)
+	}
+}
+
+func (d *rootlessDocker) image() {
+	d.t.Helper()
+	d.docker("import", rootfs(d.t), clientImage)
+}
+
+// web is the flow with which people try a rootless Docker.
+func (d *rootlessDocker) web() {
+	d.t.Helper()
+	port := freeTCP(d.t)
+	id := d.docker("run", "-d", "-p", strconv.Itoa(port)+":80", clientImage, "/bin/httpd", "-f", "-p", "80", "-h", "/www")
+	for _, host := range []string{"127.0.0.1", clientsHost} {
+		if got := fetched(d.t, "http://"+at(host, port)+"/"); got != "a page of the container\n" {
+			d.t.Errorf("the page from %s is %q", host, got)
+		}
+	}
+	d.docker("rm", "-f", id)
+}
+
+func (d *rootlessDocker) outwards() {
+	d.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	cmd := exec.Command("docker", "run", "--rm", "-i", "-e", helperEnv+"=agent", "-v", exe+":/e2e:ro", clientImage, "/e2e")
+	cmd.Env = d.env
+	a := startAgent(d.t, cmd)
+	reachesOut(d.t, a, resolver)
+	resolves(d.t, a)
+	a.end()
+}
+
+func (d *rootlessDocker) speeds() throughput {
+	d.t.Helper()
+	port := strconv.Itoa(iperf3Server(d.t))
+	client := []string{"run", "--rm", clientImage, "/usr/bin/iperf3", "--json", "--time", "3", "--client"}
+	var out throughput
+	out.toHost = gbits(d.t, d.docker(append(client, clientsHost, "--port", port)...))
+
+	id := d.docker("run", "-d", clientImage, "/usr/bin/iperf3", "--server", "--forceflush")
+	eventually(d.t, patience, "iperf3 in a container", func() bool { return strings.Contains(d.docker("logs", id), "listening") })
+	addr := d.docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", id)
+	out.toContainer = gbits(d.t, d.docker(append(client, addr)...))
+	d.docker("rm", "-f", id)
+	return out
+}
