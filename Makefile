@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build demo test vet test-unit test-race test-e2e fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -27,6 +27,9 @@ help: ## this list
 
 deps: ## install the missing system packages, give you sub-ids, open /dev/net/tun
 	@sh .make/deps.sh
+
+deps-clients: ## deps, and the programs of test-clients: RootlessKit, Docker, Podman, Buildah
+	@sh .make/deps.sh clients
 
 build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
 	@mkdir -p bin
@@ -40,7 +43,7 @@ test: deps build vet test-unit test-e2e ## everything that must pass: build, vet
 
 vet: ## go vet, also of the end-to-end tests, and the arm64 build
 	$(GO) vet $(PACKAGES)
-	$(GO) vet -tags e2e $(PACKAGES)
+	$(GO) vet -tags e2e,clients $(PACKAGES)
 	GOARCH=arm64 $(GO) build $(PACKAGES)
 	GOARCH=arm64 $(GO) vet $(PACKAGES)
 
@@ -52,6 +55,9 @@ test-race: ## unit tests with the race detector (needs a C compiler)
 
 test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
+
+test-clients: deps-clients build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
+	@sh .make/clients.sh
 
 integrity: build ## 1 GiB each way over every path, MTU and device, as you and, for root, as a user (12 minutes)
 	@SLIPWAY_E2E_BYTES=1073741824 E2EFLAGS='-test.run TestIntegrity -test.timeout 60m' sh .make/e2e.sh

@@ -25,7 +25,15 @@ func TestClientBuildah(t *testing.T) {
 	if err := os.Rename(rootfs(t), filepath.Join(dir, "rootfs.tar")); err != nil {
 		t.Fatal(err)
 	}
-	containerfile := fmt.Sprintf("FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\n"+
+	containerfile := "FROM scratch\nADD rootfs.tar /\nRUN [\"/bin/ls\"]\n"
+	if err := os.WriteFile(filepath.Join(dir, "Containerfile"), []byte(containerfile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := clientTries(t, env, "buildah", "build", "--isolation=rootless", "--network=none", dir); err != nil {
+		_, _ = clientTries(t, env, "buildah", "build", "--isolation=rootless", dir)
+		s.handshake(err.Error(), "-c", "-r ")
+	}
+	containerfile = fmt.Sprintf("FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\n"+
 		"RUN cat /etc/resolv.conf && nslookup -type=a www.example.com.\nRUN wget -q -O /page %s && cat /page\n", url)
 	if err := os.WriteFile(filepath.Join(dir, "Containerfile"), []byte(containerfile), 0o644); err != nil {
 		t.Fatal(err)

@@ -55,13 +55,39 @@ func newDocker(t *testing.T, program string) *rootlessDocker {
 	eventually(t, 3*patience, "dockerd", func() bool {
 		select {
 		case <-d.kit.done:
-			t.Fatal("dockerd-rootless.sh ended")
+			log := d.kit.stdout.String() + d.kit.stderr.String()
+			if !strings.Contains(log, "Starting up") {
+				t.Fatal("dockerd-rootless.sh ended before dockerd began")
+			}
+			d.inPlaceOfDockerd(script, log)
 		default:
 		}
 		_, err := clientTries(t, d.env, "docker", "version")
 		return err == nil
 	})
 	return d
+}
+
+// inPlaceOfDockerd is for a machine on which dockerd itself ends: the script runs once
+// more, with an agent by the name of dockerd.
+func (d *rootlessDocker) inPlaceOfDockerd(script, log string) {
+	d.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(filepath.Dir(d.shim.path), "dockerd")); err != nil {
+		d.t.Fatal(err)
+	}
+	startResolver(d.t, clientsHost)
+	cmd := exec.Command("sh", script)
+	cmd.Env = append(d.kit.Env, helperEnv+"=agent")
+	a := startAgent(d.t, cmd)
+	d.shim.confined(d.shim.last("--mtu 65520", "-r 3", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp"))
+	reachesOut(d.t, a, resolver)
+	resolves(d.t, a)
+	a.end()
+	d.shim.handshake(log)
 }
 
 func (d *rootlessDocker) docker(args ...string) string {

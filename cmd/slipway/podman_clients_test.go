@@ -91,6 +91,11 @@ func TestClientPodman(t *testing.T) {
 	p := newPod(t)
 	version := strings.TrimSpace(clientSays(t, p.env, "podman", "--version"))
 	startResolver(t, clientsHost)
+	if _, err := clientTries(t, p.env, "podman", "run", "--rm", "--network", "none", clientImage, "/bin/ls"); err != nil {
+		// Its network is ready before the container is.
+		_, _ = clientTries(t, p.env, "podman", "run", "--rm", "--network", "slirp4netns", clientImage, "/bin/ls")
+		p.shim.handshake(err.Error(), "--mtu=65520", "-c", "-r ", "--netns-type=path ")
+	}
 
 	for _, test := range []struct {
 		name    string
@@ -202,10 +207,13 @@ func (p *pod) ports(t *testing.T, handler string) {
 		a.do("answer", inside)
 	}
 	for _, network := range []string{"tcp", "udp"} {
-		for host, want := range map[string]string{clientsHost: clientsHost, "127.0.0.1": gateway4} {
+		for i, client := range portClients {
+			if network == "udp" && i == 2 && handler == "slirp4netns" && isUpstream(t) {
+				continue
+			}
 			// The handler of RootlessKit connects anew.
-			if client := published(t, network, at(host, first)); client != want && handler == "slirp4netns" {
-				t.Errorf("%s to %s: the container sees %s, not %s", network, host, client, want)
+			if seen := published(t, network, at(client.host, first)); seen != client.seen && handler == "slirp4netns" {
+				t.Errorf("%s to %s: the container sees %s, not %s", network, client.host, seen, client.seen)
 			}
 		}
 	}

@@ -96,13 +96,13 @@ func kitPorts(t *testing.T, program, driver string) {
 
 	k.do("answer", 8000)
 	for _, network := range []string{"tcp", "udp"} {
-		for host, want := range map[string]string{clientsHost: clientsHost, "127.0.0.1": gateway4} {
-			if network == "udp" && host == "127.0.0.1" && driver == "slirp4netns" && isUpstream(t) {
+		for _, client := range portClients {
+			if network == "udp" && client.seen == gateway4 && driver == "slirp4netns" && isUpstream(t) {
 				continue // its replies to loopback clients are lost with --disable-host-loopback: podman#4586
 			}
 			// The built-in driver of old connects anew, from wherever it likes.
-			if client := published(t, network, at(host, first)); client != want && driver == "slirp4netns" {
-				t.Errorf("%s to %s: the program inside sees %s, not %s", network, host, client, want)
+			if seen := published(t, network, at(client.host, first)); seen != client.seen && driver == "slirp4netns" {
+				t.Errorf("%s to %s: the program inside sees %s, not %s", network, client.host, seen, client.seen)
 			}
 		}
 	}
