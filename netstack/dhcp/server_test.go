@@ -589,6 +589,7 @@ func FuzzInput(f *testing.F) {
 		m.UpdateOption(dhcpv4.OptClientIdentifier(bytes.Repeat([]byte{1}, 1000)))
 	})), frameOf6(longID()))
 	f.Add(frameOf6(inform()), frameOf6(solicit6()))
+	f.Add(frameOf(request), frameOf(message(client(1), dhcpv4.MessageTypeRequest, wish("10.0.2.16"))))
 	for _, frame := range malformed() {
 		f.Add(frame, frameOf(discover))
 	}
