@@ -7,7 +7,9 @@
 package neighbour
 
 import (
-	"hash/maphash"
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
 )
@@ -23,7 +25,7 @@ const (
 // rest is safe for concurrent use, and nothing here takes a lock.
 type Table struct {
 	expected uint64
-	seed     maphash.Seed
+	key      [2]uint64
 	used     atomic.Bool // there is an address that is elsewhere than expected
 	sets     [sets]set
 
@@ -43,7 +45,7 @@ type entry struct {
 
 // New returns a table in which every address is at expected.
 func New(expected [6]byte) *Table {
-	return &Table{expected: pack(expected), seed: maphash.MakeSeed()}
+	return &Table{expected: pack(expected), key: [2]uint64{rand.Uint64(), rand.Uint64()}}
 }
 
 func pack(m [6]byte) uint64 {
@@ -56,7 +58,8 @@ func unpack(m uint64) [6]byte {
 
 func (t *Table) set(a netip.Addr) *set {
 	b := a.As16()
-	return &t.sets[maphash.Bytes(t.seed, b[:])%sets]
+	high, low := bits.Mul64(binary.NativeEndian.Uint64(b[:])^t.key[0], binary.NativeEndian.Uint64(b[8:])^t.key[1])
+	return &t.sets[(high^low)%sets]
 }
 
 // find returns the entry of a, or nil.
