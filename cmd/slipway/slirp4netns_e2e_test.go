@@ -40,7 +40,7 @@ import (
 //	kill-target                     ends the process in the namespace
 //	[!] inside COMMAND…             in the target's network namespace
 //
-// TARGET is a process in namespaces of its own, GONE one that has ended.
+// TARGET is a process in namespaces of its own, GONE one that has ended, PID that of start.
 func TestSlirp4netns(t *testing.T) {
 	t.Parallel()
 	scripts, err := filepath.Glob("testdata/slirp4netns/*.txtar")
@@ -191,6 +191,7 @@ func (c *contract) start(ts *testscript.TestScript, _ bool, args []string) {
 	cmd.Dir = ts.MkAbs(".")
 	cmd.ExtraFiles = []*os.File{readyW, exitR}
 	c.p = start(c.t, cmd)
+	ts.Setenv("PID", strconv.Itoa(c.p.Process.Pid))
 	readyW.Close()
 	exitR.Close()
 }
@@ -267,7 +268,11 @@ func (c *contract) killTarget(ts *testscript.TestScript, _ bool, _ []string) {
 
 func (c *contract) inside(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, args, 1, "inside COMMAND...")
-	enter := []string{"nsenter", "--preserve-credentials", "-t", strconv.Itoa(c.target.Process.Pid), "-U", "-n"}
+	// Root keeps what it may do with /dev/net/tun; a user has to become root in there.
+	enter := []string{"nsenter", "-t", strconv.Itoa(c.target.Process.Pid), "-n"}
+	if os.Getuid() != 0 {
+		enter = append(enter, "-U", "--preserve-credentials")
+	}
 	if status := c.run(ts, append(enter, args...)); (status != 0) != neg {
 		ts.Fatalf("%q in the target's namespace: exit status %d", args, status)
 	}

@@ -126,7 +126,7 @@ func (c *command) read(args []string) error {
 	for {
 		o, value, err := s.next()
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			c.operands = s.operands
 			return nil
 		case err != nil:

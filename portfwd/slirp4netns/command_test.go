@@ -24,7 +24,7 @@ type parsed struct {
 	stdout, stderr string
 }
 
-func parse4(t *testing.T, args ...string) parsed {
+func parseWords(t *testing.T, args ...string) parsed {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	p := Program{Name: "s4", Version: "v0.2.0", Commit: strings.Repeat("ab", 20), Stdout: &stdout, Stderr: &stderr}
@@ -136,7 +136,7 @@ func TestOptions(t *testing.T) {
 		{"value with =", []string{"--api-socket=a=b", "42", "tap0"}, with(func(o *Options) { o.APISocket = "a=b" }), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := parse4(t, tt.args...)
+			got := parseWords(t, tt.args...)
 			if got.ends {
 				t.Fatalf("Parse: %v\n%s%s", got.exit, got.stdout, got.stderr)
 			}
@@ -147,6 +147,19 @@ func TestOptions(t *testing.T) {
 				t.Errorf("stdout %q, stderr %q; want stdout %q only", got.stdout, got.stderr, tt.stdout)
 			}
 		})
+	}
+}
+
+// TestOutboundInterface6: upstream looks for the interface under the name that
+// --outbound-addr gives.
+func TestOutboundInterface6(t *testing.T) {
+	want := ipv6.ofInterface("lo")
+	if !want.IsValid() {
+		t.Skip("lo has no IPv6 address")
+	}
+	got := parseWords(t, "--outbound-addr6=lo", "42", "tap0")
+	if got.ends || got.opts.OutboundAddr6 != want || want != netip.IPv6Loopback() {
+		t.Errorf("%+v, want %v", got, want)
 	}
 }
 
@@ -163,7 +176,7 @@ func TestRefusals(t *testing.T) {
 		macC = "--macaddr cannot be specified when --configure or -c is not specified\n"
 		gone = "existing path expected when --netns-type=path: No such file or directory\n"
 	)
-	usage, silent := parse4(t, "--help").stdout, ""
+	usage, silent := parseWords(t, "--help").stdout, ""
 	for _, tt := range []struct {
 		args   []string
 		stderr string
@@ -275,7 +288,7 @@ func TestRefusals(t *testing.T) {
 		{[]string{"-c", "--macaddress=2:0:0:0:0:1:", "42", "tap0"}, "\"2:0:0:0:0:1:\" is an invalid MAC address.  Is it too long?\n" + mac, silent},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
-			got := parse4(t, tt.args...)
+			got := parseWords(t, tt.args...)
 			if !got.ends || got.exit != 1 {
 				t.Errorf("ends %v with %d, want exit status 1", got.ends, got.exit)
 			}
@@ -292,7 +305,7 @@ func TestRefusals(t *testing.T) {
 // TestHelp holds the words that clients search for.
 func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{"-h"}, {"--help"}, {"--he", "--bogus"}, {"-ch"}} {
-		got := parse4(t, args...)
+		got := parseWords(t, args...)
 		if !got.ends || got.exit != 0 || got.stderr != "" {
 			t.Errorf("%q: ends %v with %d and stderr %q, want 0 and none", args, got.ends, got.exit, got.stderr)
 		}
@@ -312,14 +325,14 @@ func TestHelp(t *testing.T) {
 			}
 		}
 	}
-	if got := parse4(t, "-6", "--help"); !strings.HasPrefix(got.stdout, "WARNING: Support for IPv6 is experimental\nUsage: ") {
+	if got := parseWords(t, "-6", "--help"); !strings.HasPrefix(got.stdout, "WARNING: Support for IPv6 is experimental\nUsage: ") {
 		t.Errorf("-6 --help prints %q", got.stdout)
 	}
 }
 
 func TestVersion(t *testing.T) {
 	for _, args := range [][]string{{"-v"}, {"--version"}, {"-vh"}} {
-		got := parse4(t, args...)
+		got := parseWords(t, args...)
 		want := "slirp4netns version 1.3.3+slipway0.2.0\n" +
 			"commit: " + strings.Repeat("ab", 20) + "\n" +
 			"libslirp: 4.9.4 (slipway netstack)\n" +
@@ -350,7 +363,7 @@ WARNING: 127.0.0.1:* on the host is accessible as 10.0.2.2 (set --disable-host-l
 	if diff := cmp.Diff(want, o.Banner()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
-	o = parse4(t, "-c", "--mtu=65520", "--cidr=10.0.135.128/25", "--disable-host-loopback", "--api-socket=/tmp/api.sock",
+	o = parseWords(t, "-c", "--mtu=65520", "--cidr=10.0.135.128/25", "--disable-host-loopback", "--api-socket=/tmp/api.sock",
 		"--outbound-addr=127.0.0.1", "--outbound-addr6=::1", "--macaddress=02:00:00:00:00:01", "42", "tap0").opts
 	want = `Starting slirp
 * MTU:             65520
