@@ -30,7 +30,8 @@ import (
 //	                                name, \n: a new line), and the usage on stdout or not
 //	status N COMMAND…               the command exits with N
 //	start ARGS…                     S4 ARGS with pipes as descriptors 3 (ready) and 4 (exit)
-//	[!] ready                       it has written 1, and closed the descriptor; !: nothing
+//	ready                           it has written 1, and closed the descriptor
+//	not-ready                       it has closed the descriptor only
 //	end                             closes the other side of descriptor 4
 //	signal NAME                     TERM, INT, HUP, USR1, QUIT
 //	running                         it has not ended
@@ -38,7 +39,7 @@ import (
 //	api REQUEST REPLY               on $WORK/api.sock; in both, $HOST is a loopback address
 //	                                that only scripts of the same program use
 //	kill-target                     ends the process in the namespace
-//	[!] inside COMMAND…             in the target's network namespace
+//	inside N COMMAND…               as status, in the target's network namespace
 //
 // TARGET is a process in namespaces of its own, GONE one that has ended, PID that of start.
 func TestSlirp4netns(t *testing.T) {
@@ -123,6 +124,7 @@ func (c *contract) script(file string) {
 			"status":      c.status,
 			"start":       c.start,
 			"ready":       c.isReady,
+			"not-ready":   c.notReady,
 			"end":         c.end,
 			"signal":      c.signal,
 			"running":     c.running,
@@ -204,15 +206,14 @@ func (c *contract) closePipes() {
 	}
 }
 
-func (c *contract) isReady(ts *testscript.TestScript, neg bool, _ []string) {
+func (c *contract) isReady(ts *testscript.TestScript, _ bool, _ []string)  { c.heard(ts, "1") }
+func (c *contract) notReady(ts *testscript.TestScript, _ bool, _ []string) { c.heard(ts, "") }
+
+func (c *contract) heard(ts *testscript.TestScript, text string) {
 	ts.Check(c.ready.SetReadDeadline(time.Now().Add(patience)))
 	b, err := io.ReadAll(c.ready) // its end: nobody else kept the descriptor
-	said := "1"
-	if neg {
-		said = ""
-	}
-	if err != nil || string(b) != said {
-		ts.Fatalf("ready descriptor: %q, %v; want %q\n%s", b, err, said, &c.p.stderr)
+	if err != nil || string(b) != text {
+		ts.Fatalf("ready descriptor: %q, %v; want %q\n%s", b, err, text, &c.p.stderr)
 	}
 }
 
@@ -266,14 +267,14 @@ func (c *contract) killTarget(ts *testscript.TestScript, _ bool, _ []string) {
 	<-c.target.done
 }
 
-func (c *contract) inside(ts *testscript.TestScript, neg bool, args []string) {
-	want(ts, args, 1, "inside COMMAND...")
-	// Root keeps what it may do with /dev/net/tun; a user has to become root in there.
+func (c *contract) inside(ts *testscript.TestScript, _ bool, args []string) {
+	want(ts, args, 2, "inside N COMMAND...")
 	enter := []string{"nsenter", "-t", strconv.Itoa(c.target.Process.Pid), "-n"}
+	// Root keeps what it may do with /dev/net/tun; a user has to become root in there.
 	if os.Getuid() != 0 {
 		enter = append(enter, "-U", "--preserve-credentials")
 	}
-	if status := c.run(ts, append(enter, args...)); (status != 0) != neg {
-		ts.Fatalf("%q in the target's namespace: exit status %d", args, status)
+	if got := c.run(ts, append(enter, args[1:]...)); strconv.Itoa(got) != args[0] {
+		ts.Fatalf("%q in the target's namespace: exit status %d, want %s", args[1:], got, args[0])
 	}
 }
