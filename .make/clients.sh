@@ -59,7 +59,13 @@ if [ "$(id -u)" -ne 0 ]; then
 	exit
 fi
 tmp=$(mktemp -d /tmp/slw.XXXXXX) # short: sockets are below it
-trap 'rm -rf "$tmp"' EXIT
+host=
+end() {
+	# With unshare goes the first process of its PID namespace, and with that one every other.
+	[ -z "$host" ] || { kill -KILL "$host" && wait "$host"; } 2>/dev/null || true
+	rm -rf "$tmp" 2>/dev/null || { sleep 1; rm -rf "$tmp"; } # the last of them may still write
+}
+trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 chmod 0755 "$tmp"
@@ -74,4 +80,9 @@ if GOFLAGS=-trimpath GOBIN=$tmp/build "$go" install "$rootlesskit3" >"$tmp/build
 else
 	echo "clients: $rootlesskit3 cannot be built here: $(tail -n 1 "$tmp/build.log")"
 fi
-unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc sh "$0" --inside "$tmp"
+# In the background, for a shell heeds signals at once only while it waits.
+unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc sh "$0" --inside "$tmp" &
+host=$!
+if wait "$host"; then status=0; else status=$?; fi
+host=
+exit "$status"

@@ -11,12 +11,12 @@ run() { # SUITE LABEL TMP COMMAND...
 	echo "== $suite tests as $label"
 	log=$tmp/$label.log
 	{ "$@" 2>&1 && echo 0 >"$tmp/status" || echo "$?" >"$tmp/status"; } | tee "$log" |
-		grep -E '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:|^ran: |^\| ' || true
+		grep -aE '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:|^ran: |^\| ' || true
 	status=$(cat "$tmp/status")
-	[ "$status" -eq 0 ] || grep -vE '^=== |^ran: |^ *--- (PASS|SKIP)' "$log" || true
+	[ "$status" -eq 0 ] || grep -avE '^=== |^ran: |^ *--- (PASS|SKIP)' "$log" || true
 	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); reason[test] = $0 }
 		/--- SKIP:/ { print "skipped " $3 ": " reason[$3] }' "$log"
-	count() { grep -c "^ *--- $1" "$log" || true; }
+	count() { grep -ac "^ *--- $1" "$log" || true; }
 	echo "$suite-$label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
 	return "$status"
 }

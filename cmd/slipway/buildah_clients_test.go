@@ -31,6 +31,9 @@ func TestClientBuildah(t *testing.T) {
 	}
 	if _, err := clientTries(t, env, "buildah", "build", "--isolation=rootless", "--network=none", dir); err != nil {
 		_, _ = clientTries(t, env, "buildah", "build", "--isolation=rootless", dir)
+		if len(s.calls()) == 0 {
+			t.Skipf("Buildah calls slirp4netns once its runtime has made a container, which it cannot on this machine: %v", err)
+		}
 		s.handshake(err.Error(), "-c", "-r ")
 	}
 	containerfile = fmt.Sprintf("FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\n"+

@@ -182,9 +182,9 @@ func (s *shim) confined(c call) {
 	}
 }
 
-// handshake is for a client that cannot run its containers on this machine, for the
-// reason given: it must still have called slirp4netns with these words, in any order,
-// and ended it. The test is skipped.
+// handshake is for a client that cannot run its containers on this machine, for a
+// reason that is the last line of what it says: it must still have called slirp4netns
+// with these words, in any order, and ended it. The test is skipped.
 func (s *shim) handshake(reason string, words ...string) {
 	s.t.Helper()
 	calls := s.calls()
@@ -200,7 +200,8 @@ func (s *shim) handshake(reason string, words ...string) {
 		}
 	}
 	s.over()
-	s.t.Skipf("the client calls slirp4netns as it should; more cannot be tested, for this machine does not run its containers: %s", reason)
+	lines := strings.Split(strings.TrimSpace(reason), "\n")
+	s.t.Skipf("slirp4netns is called as it should be; more cannot be tested, for this machine does not run the client: %s", lines[len(lines)-1])
 }
 
 // over checks that no slirp4netns that a client started is left.

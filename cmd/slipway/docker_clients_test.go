@@ -87,6 +87,8 @@ func (d *rootlessDocker) inPlaceOfDockerd(script, log string) {
 	reachesOut(d.t, a, resolver)
 	resolves(d.t, a)
 	a.end()
+	// RootlessKit has the last words, about the exit status.
+	log, _, _ = strings.Cut(log, "[rootlesskit:")
 	d.shim.handshake(log)
 }
 
