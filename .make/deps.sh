@@ -20,7 +20,7 @@ if [ "${1:-}" = clients ]; then
 	scope=clients
 	shift
 	# A distribution that lacks one leaves that client's tests out.
-	optional="$optional rootlesskit rootlessctl podman buildah runc dockerd docker iptables"
+	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables"
 fi
 tun=/dev/net/tun
 range=65536
@@ -28,7 +28,8 @@ range=65536
 quiet=yes
 say() { quiet=no; echo "deps: $*"; }
 die() { echo "deps: $*" >&2; exit 1; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# Podman's own programs are not in PATH.
+have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/lib/podman/$1" ] || [ -x "/usr/libexec/podman/$1" ]; }
 
 absent() { # TOOL... -> those that are not in PATH
 	for t in "$@"; do have "$t" || printf '%s ' "$t"; done

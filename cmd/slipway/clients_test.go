@@ -378,7 +378,8 @@ func clientSays(t *testing.T, env []string, name string, args ...string) string 
 // clientTries is clientSays for what may fail.
 func clientTries(t *testing.T, env []string, name string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	// Also for the cleanup, when the test's own context is over.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = env

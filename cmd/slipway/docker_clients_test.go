@@ -25,7 +25,8 @@ type rootlessDocker struct {
 	kit  *process // RootlessKit
 }
 
-func newDocker(t *testing.T, program string) *rootlessDocker {
+// newDocker starts it on program, with more in the environment of its script.
+func newDocker(t *testing.T, program string, more ...string) *rootlessDocker {
 	t.Helper()
 	needs(t, "docker", "dockerd", "containerd", "runc", "rootlesskit", "iptables", "newuidmap")
 	script := ""
@@ -51,6 +52,7 @@ func newDocker(t *testing.T, program string) *rootlessDocker {
 	// The storage driver is the one that asks nothing of the kernel.
 	cmd := exec.Command("sh", script, "--storage-driver=vfs", "--data-root="+filepath.Join(home, "docker"))
 	cmd.Env = append(d.env, "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SANDBOX=auto", "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SECCOMP=auto")
+	cmd.Env = append(cmd.Env, more...)
 	d.kit = start(t, cmd)
 	eventually(t, 3*patience, "dockerd", func() bool {
 		select {
@@ -129,10 +131,17 @@ func TestClientDocker(t *testing.T) {
 		reached = d.speeds()
 		d.stop()
 	})
+	t.Run("port driver slirp4netns", func(t *testing.T) {
+		d := newDocker(t, os.Getenv("SLIPWAY_BIN"), "DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER=slirp4netns")
+		d.image()
+		d.shim.last("--mtu 65520", "-r 3", "--disable-host-loopback", "--api-socket ", "--enable-sandbox", "--enable-seccomp")
+		d.web()
+		d.stop()
+	})
 	if t.Failed() || version == "" {
 		return
 	}
-	ran("%s: run -d -p, the page from the host, DNS, TCP and UDP outwards; iperf3 container to host %.2f Gbit/s, container to container %.2f Gbit/s",
+	ran("%s: run -d -p with both port drivers, the page from the host, DNS, TCP and UDP outwards; iperf3 container to host %.2f Gbit/s, container to container %.2f Gbit/s",
 		version, reached.toHost, reached.toContainer)
 	other := os.Getenv("SLIPWAY_CLIENTS_REFERENCE")
 	if other == "" || isUpstream(t) {

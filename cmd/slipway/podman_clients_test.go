@@ -150,11 +150,41 @@ func TestClientPodman(t *testing.T) {
 	for _, handler := range []string{"rootlesskit", "slirp4netns"} {
 		t.Run("port_handler="+handler, func(t *testing.T) { p.ports(t, handler) })
 	}
+	t.Run("bridge", p.bridge)
 	p.shim.over()
 	nothingLeft(t, p.shim.path, "rootlessport", "conmon")
 	if !t.Failed() {
-		ran("%s: --network slirp4netns with mtu, cidr, allow_host_loopback, enable_ipv6, outbound_addr, both port handlers", version)
+		ran("%s: --network slirp4netns with mtu, cidr, allow_host_loopback, enable_ipv6, outbound_addr, both port handlers; two containers of a bridge", version)
 	}
+}
+
+// bridge is a network of Podman's own, of which all of a user's containers share one
+// slirp4netns: it has no exit descriptor, and Podman kills it by its pid file after the
+// last container.
+func (p *pod) bridge(t *testing.T) {
+	if found, _ := filepath.Glob("/usr/lib*/podman/netavark"); len(found) == 0 {
+		t.Skip("bridges of Podman need netavark")
+	}
+	const network = "clients"
+	clientSays(t, p.env, "podman", "network", "create", "--disable-dns", network)
+	port := freeTCP(t)
+	first := p.run(t, "--network", network, "-p", strconv.Itoa(port)+":8000")
+	p.called(t, "--mtu=65520", "-c", "-r ", "tap0")
+	calls := len(p.shim.calls())
+	second := p.run(t, "--network", network)
+	if got := len(p.shim.calls()); got != calls {
+		t.Errorf("a second container of the network called slirp4netns %d times more", got-calls)
+	}
+	for _, a := range []*agent{first, second} {
+		reachesOut(t, a, resolver)
+		resolves(t, a)
+	}
+	first.do("answer", 8000)
+	published(t, "tcp", at(clientsHost, port))
+	first.end()
+	reachesOut(t, second, resolver)
+	second.end()
+	p.shim.over()
 }
 
 func podmanPlain(t *testing.T, a *agent) {
