@@ -304,8 +304,8 @@ func reachesOut(t *testing.T, a *agent, dns string) {
 	}
 }
 
-// resolves checks that the client has led the container's resolv.conf to the network.
-func resolves(t *testing.T, a *agent) {
+// hasResolver checks that the client has led the container's resolv.conf to the network.
+func hasResolver(t *testing.T, a *agent) {
 	t.Helper()
 	if got := a.do("resolve", "www.example.com."); got != clientsHost {
 		t.Errorf("www.example.com is %q, not %s", got, clientsHost)

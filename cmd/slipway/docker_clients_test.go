@@ -87,7 +87,7 @@ func (d *rootlessDocker) inPlaceOfDockerd(script, log string) {
 	a := startAgent(d.t, cmd)
 	d.shim.confined(d.shim.last("--mtu 65520", "-r 3", "--disable-host-loopback", "--enable-sandbox", "--enable-seccomp"))
 	reachesOut(d.t, a, resolver)
-	resolves(d.t, a)
+	hasResolver(d.t, a)
 	a.end()
 	// RootlessKit has the last words, about the exit status.
 	log, _, _ = strings.Cut(log, "[rootlesskit:")
@@ -192,7 +192,7 @@ func (d *rootlessDocker) outwards() {
 	cmd.Env = d.env
 	a := startAgent(d.t, cmd)
 	reachesOut(d.t, a, resolver)
-	resolves(d.t, a)
+	hasResolver(d.t, a)
 	a.end()
 }
 

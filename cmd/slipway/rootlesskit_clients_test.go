@@ -89,7 +89,7 @@ func kitPorts(t *testing.T, program, driver string) {
 		t.Errorf("tap0 is %s", got)
 	}
 	reachesOut(t, k.agent, resolver)
-	resolves(t, k.agent)
+	hasResolver(t, k.agent)
 	if r := k.try("hear", "tcp", at(gateway4, hostAnswer(t, "127.0.0.1"))); !strings.Contains(r.Err, "network is unreachable") {
 		t.Errorf("the host's loopback, which is disabled, answers %+v", r)
 	}
@@ -151,7 +151,7 @@ func kitCIDR(t *testing.T, program string) {
 		t.Errorf("tap0 is %s", got)
 	}
 	reachesOut(t, k.agent, "10.41.0.3")
-	resolves(t, k.agent)
+	hasResolver(t, k.agent)
 	k.leave()
 }
 
