@@ -119,15 +119,21 @@ var ip6Cases = []conformanceCase{
 	{name: "IPv6: UDP outside", check: func(t *testing.T, d driver) {
 		newWorld(t)
 		g, _ := d.guest6(t)
-		for _, n := range []int{1, 1000, 1452} {
+		for _, n := range []int{1, farMTU - 48} {
 			g.do("packet", "udp", at(serverAddr6.String(), echoPort), n)
 		}
 	}},
-	{name: "IPv6: UDP up to 65,507 bytes", check: func(t *testing.T, d driver) {
+	{name: "IPv6: UDP of 1 to 65,507 bytes", known: excuse{bug, "fragments are not put together"}, check: func(t *testing.T, d driver) {
+		g, _ := d.guest6(t)
+		for _, n := range datagrams {
+			g.do("packet", "udp", at(gateway6, hostEcho(t, "udp6", "[::1]:0")), n)
+		}
+	}},
+	{name: "IPv6: UDP outside, larger than the path's MTU", known: excuse{bug, "fragments are not put together"}, check: func(t *testing.T, d driver) {
 		newWorld(t)
 		g, _ := d.guest6(t)
 		for _, n := range datagrams {
-			g.do("packet", "udp", at(serverAddr6.String(), echoPort), n)
+			echoedAtLast(t, g, at(serverAddr6.String(), echoPort), n)
 		}
 	}},
 	{name: "IPv6: refused", check: func(t *testing.T, d driver) {
@@ -137,10 +143,15 @@ var ip6Cases = []conformanceCase{
 		fails(t, g.try("dial", "tcp", at(serverAddr6.String(), 4)), unix.ECONNREFUSED)
 	}},
 	{name: "IPv6: unreachable", check: func(t *testing.T, d driver) {
-		newWorld(t)
+		const nowhere = "[2001:4860:4860::8888]:53"
+		hostFails(t, nowhere)
 		g, _ := d.guest6(t)
-		// The first is for the host to say, the second for a router.
-		fails(t, g.try("dial", "tcp", "[2001:4860:4860::8888]:53"), unreachableErrors...)
+		fails(t, g.try("dial", "tcp", nowhere), unreachableErrors...)
+	}},
+	{name: "IPv6: unreachable for a router", known: excuse{bug, "a dial that fails later is never answered"}, check: func(t *testing.T, d driver) {
+		newWorld(t)
+		hostFails(t, at(noNetAddr6.String(), 80))
+		g, _ := d.guest6(t)
 		fails(t, g.try("dial", "tcp", at(noNetAddr6.String(), 80)), unreachableErrors...)
 	}},
 	{name: "IPv6: path MTU", known: excuse{bug, "ICMP errors of the host's side are dropped"}, check: func(t *testing.T, d driver) {

@@ -65,6 +65,8 @@ func newWorld(t *testing.T) *world {
 	}
 	forRouter, forServer := on(router), on(server)
 
+	// Package net tries IPv6 on the loopback before it believes in it.
+	forServer("link", "set", "lo", "up")
 	host("link", "add", "near0", "type", "veth", "peer", "name", "near1", "netns", router.Process.Pid)
 	forRouter("link", "add", "far0", "mtu", farMTU, "type", "veth", "peer", "name", "far1", "mtu", farMTU, "netns", server.Process.Pid)
 	host("link", "add", altIface, "type", "veth", "peer", "name", "alt1")
@@ -107,9 +109,12 @@ func newWorld(t *testing.T) *world {
 		server.do("teller", network, fmt.Sprintf(":%d", tellerPort))
 	}
 	// The links are up once their other ends are, which takes the kernel a moment.
-	eventually(t, patience, "a way to the server", func() bool {
-		return packet("udp", at(serverAddr.String(), echoPort), 1) == nil && packet("udp", at(serverAddr6.String(), echoPort), 1) == nil
-	})
+	for _, addr := range []netip.Addr{serverAddr, serverAddr6} {
+		eventually(t, patience, setupFailed+"a way to "+addr.String(), func() bool {
+			s, err := tell("udp", at(addr.String(), tellerPort))
+			return err == nil && s.Seen == s.Local
+		})
+	}
 	return &world{server: server}
 }
 
@@ -117,7 +122,7 @@ func newWorld(t *testing.T) *world {
 func ip(t *testing.T, args ...any) {
 	t.Helper()
 	if out, err := exec.Command("ip", words(args)...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %v: %v: %s", args, err, out)
+		t.Fatalf("%sip %v: %v: %s", setupFailed, args, err, out)
 	}
 }
 
