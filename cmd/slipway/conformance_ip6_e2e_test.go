@@ -152,9 +152,9 @@ var ip6Cases = []conformanceCase{
 		newWorld(t)
 		hostFails(t, at(noNetAddr6.String(), 80))
 		g, _ := d.guest6(t)
-		fails(t, g.try("dial", "tcp", at(noNetAddr6.String(), 80)), unreachableErrors...)
+		fails(t, g.try("tell", "tcp", at(noNetAddr6.String(), 80)), unreachableErrors...)
 	}},
-	{name: "IPv6: path MTU", known: excuse{bug, "ICMP errors of the host's side are dropped"}, check: func(t *testing.T, d driver) {
+	{name: "IPv6: path MTU", known: excuse{bug, "the host fragments what is too big"}, check: func(t *testing.T, d driver) {
 		newWorld(t)
 		g, _ := d.guest6(t)
 		if mtu := g.do("pmtu", serverAddr6, 1440); mtu != fmt.Sprint(farMTU) {

@@ -203,7 +203,11 @@ type apiAnswer struct {
 	}
 	Entries []forward
 	Error   *struct{ Desc string }
+
+	text string // all of it, as it came
 }
+
+func (a apiAnswer) String() string { return a.text }
 
 // forward is a forwarded port, in a request and in the API's list.
 type forward struct {
@@ -238,7 +242,7 @@ func (s *service) call(request string) apiAnswer {
 	if err != nil {
 		s.t.Fatalf("%s: %v", request, err)
 	}
-	var a apiAnswer
+	a := apiAnswer{text: string(b)}
 	if err := json.Unmarshal(b, &a); err != nil {
 		s.t.Fatalf("%s: %q: %v", request, b, err)
 	}
@@ -260,7 +264,7 @@ func (s *service) publish(f forward) int {
 	s.t.Helper()
 	a := s.add(f)
 	if a.Error != nil || a.Return == nil || a.Return.ID == 0 {
-		s.t.Fatalf("%+v: %+v, want an id", f, a)
+		s.t.Fatalf("%+v: %v, want an id", f, a)
 	}
 	return a.Return.ID
 }
