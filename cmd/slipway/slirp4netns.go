@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -62,9 +63,7 @@ func asSlirp4netns(argv0 string, args []string) int {
 		}
 		return 1
 	case errors.As(context.Cause(ctx), &s):
-		signal.Reset(deadly...)
-		_ = syscall.Kill(os.Getpid(), s.signal.(syscall.Signal)) //nolint:forcetypeassert // os.Signal is one on Linux
-		select {}                                                // until it arrives
+		return s.die()
 	}
 	fmt.Fprintln(os.Stderr, "do_slirp is exiting")
 	return 0
@@ -75,6 +74,25 @@ type signalled struct{ signal os.Signal }
 
 func (s *signalled) Error() string { return s.signal.String() }
 
+// dieTimeout is how long a signal to this process itself may take.
+const dieTimeout = time.Second
+
+// die ends the program by the signal where the Go runtime lets it, and returns the
+// status that a shell shows for such an end where it does not: SIGQUIT prints all
+// stacks, SIGUSR1 does nothing, and what was ignored at the start still is.
+func (s *signalled) die() int {
+	number, ok := s.signal.(syscall.Signal)
+	if !ok {
+		return 1
+	}
+	if number != syscall.SIGQUIT && number != syscall.SIGUSR1 {
+		signal.Reset(number)
+		_ = syscall.Kill(os.Getpid(), number)
+		<-time.After(dieTimeout)
+	}
+	return 128 + int(number)
+}
+
 // serveSlirp4netns runs the network until ctx ends, which is no error.
 func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts slirp4netns.Options) error {
 	cfg, err := slirp4netnsConfig(opts)
@@ -84,6 +102,10 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 	defer cfg.Target.Close()
 	if cfg.Device != nil {
 		defer cfg.Device.Close()
+	}
+	if late := lateComplaint(opts); late != nil {
+		fmt.Print(opts.Banner())
+		return late
 	}
 	if opts.ExitFD >= 0 {
 		go func() {
@@ -130,6 +152,30 @@ func confineSlirp4netns(opts slirp4netns.Options) error {
 	}
 	return nil
 }
+
+const (
+	// maxSocketPath is sun_path of unix(7), with the final zero.
+	maxSocketPath = 108
+	// minMTU is what IPv4 needs (RFC 791 section 3.2), and the kernel of a device.
+	minMTU = 68
+)
+
+// lateComplaint is about options that slirp4netns finds fault with when it has begun: in
+// its own words.
+func lateComplaint(opts slirp4netns.Options) error {
+	switch {
+	case len(opts.APISocket) >= maxSocketPath:
+		return refusal("the specified API socket path is too long (>= 108)")
+	case opts.MTU < minMTU && !opts.Configure:
+		return refusal("slirp_new failed")
+	}
+	return nil
+}
+
+// refusal is an error whose text is slirp4netns' own.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
 
 // awaitExit waits for any event at a descriptor, one that it is not open included.
 func awaitExit(fd int) {
@@ -187,12 +233,21 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 // to people, who search for them.
 func inTheirWords(opts slirp4netns.Options, err error) []string {
 	child := func(text string) []string { return []string{slirp4netns.Perror(text, err), "child failed(1)"} }
+	var theirs refusal
+	if errors.As(err, &theirs) {
+		return []string{theirs.Error()}
+	}
 	var at *netns.Error
 	var listen *monitor.ListenError
 	if errors.As(err, &at) {
 		switch at.Step {
 		case netns.StepOpen:
+			if opts.Kind == slirp4netns.KindPID { // whose directory is opened first
+				return child(fmt.Sprintf("/proc/%d/ns/net", opts.PID))
+			}
 			return child(at.Path)
+		case netns.StepNamespace: // which setns(2) would find out
+			return []string{"setns(CLONE_NEWNET): Invalid argument", "child failed(1)"}
 		case netns.StepSetnsUser:
 			return child("setns(CLONE_NEWUSER)")
 		case netns.StepSetnsNet:
@@ -203,6 +258,9 @@ func inTheirWords(opts slirp4netns.Options, err error) []string {
 	}
 	if errors.As(err, &listen) && listen.Network == "unix" {
 		return []string{"cannot open the API socket " + listen.Addr, err.Error()}
+	}
+	if strings.Contains(err.Error(), "find link") { // a pattern, of which the kernel made another name
+		return []string{"cannot set device up: No such device", "child failed(1)"}
 	}
 	for _, step := range []struct{ ours, theirs string }{
 		{"TUNSETIFF", "ioctl(TUNSETIFF)"},
