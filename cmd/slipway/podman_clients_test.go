@@ -182,6 +182,8 @@ func (p *pod) bridge(t *testing.T) {
 	first.do("answer", 8000)
 	published(t, "tcp", at(clientsHost, port))
 	first.end()
+	// It was a child of the first container's Podman, and has to outlive it.
+	p.called(t, "tap0")
 	reachesOut(t, second, resolver)
 	second.end()
 	p.shim.over()
