@@ -238,23 +238,9 @@ func TestAttachToPersistentTAP(t *testing.T) {
 // and returns its index.
 func persistentTAP(t *testing.T, pid int) int {
 	t.Helper()
-	space, err := netns.FromPID(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer space.Close()
-	tun, err := space.OpenTUN("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tun := openTAP(t, pid)
 	defer tun.Close()
-	req, err := unix.NewIfreq("tap0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	fd := int(tun.Fd())
-	if err := errors.Join(unix.IoctlIfreq(fd, unix.TUNSETIFF, req), unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)); err != nil {
+	if err := unix.IoctlSetInt(int(tun.Fd()), unix.TUNSETPERSIST, 1); err != nil {
 		t.Fatal(err)
 	}
 	return tapIndex(t, pid)
