@@ -170,14 +170,16 @@ func (s *shim) confined(c call) {
 			continue // ended meanwhile
 		}
 		status := statusFields(string(b))
-		if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" {
-			s.t.Errorf("thread %s of slirp4netns: NoNewPrivs %s, Seccomp %s", task.Name(), status["NoNewPrivs"], status["Seccomp"])
-		}
+		ok := status["NoNewPrivs"] == "1" && status["Seccomp"] == "2"
 		// CAP_NET_BIND_SERVICE is number 10: linux/capability.h.
-		for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
-			if caps, err := strconv.ParseUint(status[set], 16, 64); err != nil || caps&^(1<<10) != 0 {
-				s.t.Errorf("thread %s of slirp4netns: %s %s", task.Name(), set, status[set])
-			}
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			caps, err := strconv.ParseUint(status[set], 16, 64)
+			ok = ok && err == nil && caps&^(1<<10) == 0
+		}
+		if !ok {
+			s.t.Errorf("slirp4netns is not confined in thread %s: NoNewPrivs %s, Seccomp %s, CapInh %s, CapPrm %s, CapEff %s, CapBnd %s, CapAmb %s",
+				task.Name(), status["NoNewPrivs"], status["Seccomp"], status["CapInh"], status["CapPrm"], status["CapEff"], status["CapBnd"], status["CapAmb"])
+			return
 		}
 	}
 }

@@ -50,7 +50,7 @@ func newDocker(t *testing.T, program string, more ...string) *rootlessDocker {
 		_, _ = clientTries(t, d.env, "rootlesskit", "rm", "-rf", filepath.Join(home, "docker"))
 	})
 	// The storage driver is the one that asks nothing of the kernel.
-	cmd := exec.Command("sh", script, "--storage-driver=vfs", "--data-root="+filepath.Join(home, "docker"))
+	cmd := exec.Command("sh", script, "--log-level=warn", "--storage-driver=vfs", "--data-root="+filepath.Join(home, "docker"))
 	cmd.Env = append(d.env, "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SANDBOX=auto", "DOCKERD_ROOTLESS_ROOTLESSKIT_SLIRP4NETNS_SECCOMP=auto")
 	cmd.Env = append(cmd.Env, more...)
 	d.kit = start(t, cmd)
@@ -58,7 +58,7 @@ func newDocker(t *testing.T, program string, more ...string) *rootlessDocker {
 		select {
 		case <-d.kit.done:
 			log := d.kit.stdout.String() + d.kit.stderr.String()
-			if !strings.Contains(log, "Starting up") {
+			if !strings.Contains(log, "+ exec dockerd") {
 				t.Fatal("dockerd-rootless.sh ended before dockerd began")
 			}
 			d.inPlaceOfDockerd(script, log)
