@@ -4,10 +4,13 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // agentHear: hear NETWORK ADDR is what an answer at ADDR says.
@@ -44,19 +47,22 @@ func answerStreams(l net.Listener) {
 	}
 }
 
-// agentInterface: interface NAME is the interface's MTU and then its addresses.
+// agentInterface: interface NAME is the interface's MTU and then its addresses, but for
+// those that cannot be used before duplicate address detection is over.
 func agentInterface(args []string) (string, error) {
-	i, err := net.InterfaceByName(args[0])
+	l, err := netlink.LinkByName(args[0])
 	if err != nil {
 		return "", err
 	}
-	addrs, err := i.Addrs()
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return "", err
 	}
-	words := []string{fmt.Sprint(i.MTU)}
+	words := []string{strconv.Itoa(l.Attrs().MTU)}
 	for _, a := range addrs {
-		words = append(words, a.String())
+		if a.Flags&unix.IFA_F_TENTATIVE == 0 {
+			words = append(words, a.IPNet.String())
+		}
 	}
 	return strings.Join(words, " "), nil
 }
