@@ -15,13 +15,13 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
 	@echo
 	@sed -n 's/^\([a-z][a-z0-9-]*\):[^#]*## \(.*\)/\1	\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+		while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'First time here? make demo'
 
@@ -55,6 +55,9 @@ test-race: ## unit tests with the race detector (needs a C compiler)
 
 test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
+
+conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
+	@E2EFLAGS='-test.run TestConformance' sh .make/e2e.sh
 
 test-clients: deps-clients build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh

@@ -38,6 +38,9 @@ func (c *slirpConfig) adapt(s *netstack.Config) {
 	}
 	s.Outbound4, s.Outbound6 = c.Outbound4, c.Outbound6
 	s.Sources = s.Network.Prefixes()
+	if len(s.GuestMAC) == 0 {
+		s.GuestMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} // until its first frame
+	}
 	s.Services = netstack.Services{DHCP: true, Router: s.Network.Prefix6.IsValid()}
 	if !c.DNS {
 		s.Resolvers = nil

@@ -118,11 +118,8 @@ func PutEthernet(b []byte, dst, src [6]byte, etherType uint16) {
 	binary.BigEndian.PutUint16(b[12:], etherType)
 }
 
-// DontFragment and MoreFragments are the flags of IPv4's fragment field.
-const (
-	DontFragment  = 0x4000
-	MoreFragments = 0x2000
-)
+// MoreFragments is a flag of IPv4's fragment field.
+const MoreFragments = 0x2000
 
 // PutIPv4 writes an IPv4 header without options. total counts the header; frag is
 // the flags and the offset in units of 8 bytes.

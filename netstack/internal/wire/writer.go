@@ -66,7 +66,9 @@ func (l *Link) Frame(s *Scratch, h tap.Header, src, dst netip.Addr, proto, ttl u
 	if src.Is4() {
 		head = s.head[:EthernetLen+IPv4Len]
 		PutEthernet(head, l.At(dst), l.Gateway, EtherIPv4)
-		PutIPv4(head[EthernetLen:], src, dst, proto, ttl, IPv4Len+n, 0, DontFragment)
+		// Without DontFragment: behind the guest there may be a link of a smaller MTU, a
+		// container's bridge for one.
+		PutIPv4(head[EthernetLen:], src, dst, proto, ttl, IPv4Len+n, uint16(l.identifications.Add(1)), 0)
 	} else {
 		head = s.head[:EthernetLen+IPv6Len]
 		PutEthernet(head, l.At(dst), l.Gateway, EtherIPv6)
