@@ -103,7 +103,7 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 	if cfg.Device != nil {
 		defer cfg.Device.Close()
 	}
-	if late := lateComplaint(opts); late != nil {
+	if late := opts.Late(); late != nil {
 		fmt.Print(opts.Banner())
 		return late
 	}
@@ -152,30 +152,6 @@ func confineSlirp4netns(opts slirp4netns.Options) error {
 	}
 	return nil
 }
-
-const (
-	// maxSocketPath is sun_path of unix(7), with the final zero.
-	maxSocketPath = 108
-	// minMTU is what IPv4 needs (RFC 791 section 3.2), and the kernel of a device.
-	minMTU = 68
-)
-
-// lateComplaint is about options that slirp4netns finds fault with when it has begun: in
-// its own words.
-func lateComplaint(opts slirp4netns.Options) error {
-	switch {
-	case len(opts.APISocket) >= maxSocketPath:
-		return refusal("the specified API socket path is too long (>= 108)")
-	case opts.MTU < minMTU && !opts.Configure:
-		return refusal("slirp_new failed")
-	}
-	return nil
-}
-
-// refusal is an error whose text is slirp4netns' own.
-type refusal string
-
-func (r refusal) Error() string { return string(r) }
 
 // awaitExit waits for any event at a descriptor, one that it is not open included.
 func awaitExit(fd int) {
@@ -233,7 +209,7 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 // to people, who search for them.
 func inTheirWords(opts slirp4netns.Options, err error) []string {
 	child := func(text string) []string { return []string{slirp4netns.Perror(text, err), "child failed(1)"} }
-	var theirs refusal
+	var theirs slirp4netns.Refusal
 	if errors.As(err, &theirs) {
 		return []string{theirs.Error()}
 	}

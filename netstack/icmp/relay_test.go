@@ -558,7 +558,7 @@ func TestNewRefuses(t *testing.T) {
 		"no Write": func(c *Config) { c.Write = nil },
 		"no Route": func(c *Config) { c.Route = nil },
 		"MAC":      func(c *Config) { c.GatewayMAC = nil },
-		"MTU":      func(c *Config) { c.MTU = 100 },
+		"MTU":      func(c *Config) { c.MTU = 67 },
 		"limit":    func(c *Config) { c.Limits.Rate = -1 },
 	} {
 		cfg := good

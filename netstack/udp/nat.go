@@ -113,7 +113,7 @@ type Config struct {
 	Outbound4, Outbound6 netip.Addr
 	// Prefixes are the guest's networks: nobody outside is shown with an address of theirs.
 	Prefixes  []netip.Prefix
-	MTU       int         // bytes of an IP packet, 576 at least
+	MTU       int         // bytes of an IP packet, 68 at least
 	Offload   tap.Offload // TUN_F_* of the device; 0: plain frames
 	Filtering Filtering
 	Limits    Limits

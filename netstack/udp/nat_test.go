@@ -870,7 +870,7 @@ func TestNewRefuses(t *testing.T) {
 		"no Write":     func(c *Config) { c.Write = nil },
 		"no Route":     func(c *Config) { c.Route = nil },
 		"MAC":          func(c *Config) { c.GuestMAC = nil },
-		"MTU":          func(c *Config) { c.MTU = 100 },
+		"MTU":          func(c *Config) { c.MTU = 67 },
 		"gateway":      func(c *Config) { c.Gateway4 = gateway6 },
 		"filtering":    func(c *Config) { c.Filtering = 7 },
 		"limit":        func(c *Config) { c.Limits.Sessions = -1 },

@@ -23,6 +23,8 @@ const (
 	maxTapName = 15
 	// maxSocketPath is sun_path of unix(7), with the final zero.
 	maxSocketPath = 108
+	// minMTU is what IPv4 needs (RFC 791 section 3.2), and the kernel of a device.
+	minMTU = 68
 )
 
 var defaultNetwork = netip.MustParsePrefix("10.0.2.0/24")
@@ -46,7 +48,7 @@ type Options struct {
 	EnableIPv6          bool
 	EnableSandbox       bool
 	EnableSeccomp       bool
-	APISocket           string           // "": none; see Listen
+	APISocket           string           // "": none
 	OutboundAddr        netip.Addr       // the zero Addr: the kernel chooses
 	OutboundAddr6       netip.Addr       // likewise
 	MAC                 net.HardwareAddr // of the TAP; nil: a random one
@@ -76,4 +78,20 @@ func (o Options) at(n uint32) netip.Addr {
 	sum := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 	sum += n
 	return netip.AddrFrom4([4]byte{byte(sum >> 24), byte(sum >> 16), byte(sum >> 8), byte(sum)})
+}
+
+// Refusal is an error whose text is slirp4netns' own.
+type Refusal string
+
+func (r Refusal) Error() string { return string(r) }
+
+// Late is what slirp4netns finds fault with only after its banner: a Refusal, or nil.
+func (o Options) Late() error {
+	switch {
+	case len(o.APISocket) >= maxSocketPath:
+		return Refusal("the specified API socket path is too long (>= 108)")
+	case o.MTU < minMTU && !o.Configure: // with Configure the kernel refuses it before
+		return Refusal("slirp_new failed")
+	}
+	return nil
 }

@@ -95,26 +95,6 @@ func (s *Server) Stats() Stats {
 	}
 }
 
-// Listen opens the API socket at path in place of whatever file is there. Closing the
-// listener removes the file.
-func Listen(path string) (*net.UnixListener, error) {
-	if len(path) >= maxSocketPath {
-		return nil, fmt.Errorf("the specified API socket path is too long (>= %d)", maxSocketPath)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("replace the API socket: %w", err)
-	}
-	name := path
-	if strings.HasPrefix(path, "@") { // which package net takes for the abstract namespace
-		name = "./" + path
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
-	if err != nil {
-		return nil, fmt.Errorf("open the API socket: %w", err)
-	}
-	return l, nil
-}
-
 // Serve answers on l until ctx is done or l is closed, and closes it. No client
 // outlives it.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {

@@ -89,7 +89,7 @@ func (s *synced) String() string {
 func serve(t *testing.T, cfg Config) (*Server, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "api.sock")
-	l, err := Listen(path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +406,7 @@ func TestCrowd(t *testing.T) {
 // TestEnd: Serve does not wait for those who say nothing.
 func TestEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api.sock")
-	l, err := Listen(path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -490,61 +490,6 @@ func TestLog(t *testing.T) {
 	if got := log.String(); got != want {
 		t.Errorf("logged %q, want %q", got, want)
 	}
-}
-
-func TestListen(t *testing.T) {
-	t.Chdir(t.TempDir())
-	t.Run("replaces what is there", func(t *testing.T) {
-		for range 2 {
-			l, err := Listen("stale")
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.SetUnlinkOnClose(false) // as one that was killed
-			l.Close()
-		}
-		if err := os.WriteFile("file", nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		l, err := Listen("file")
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.Close()
-	})
-	t.Run("path", func(t *testing.T) {
-		l, err := Listen(strings.Repeat("x", 107))
-		if err != nil {
-			t.Errorf("107 bytes: %v", err)
-		} else {
-			l.Close()
-		}
-		_, err = Listen(strings.Repeat("x", 108))
-		if want := "the specified API socket path is too long (>= 108)"; err == nil || err.Error() != want {
-			t.Errorf("108 bytes: %v, want %s", err, want)
-		}
-	})
-	t.Run("no abstract address", func(t *testing.T) {
-		l, err := Listen("@api")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		if _, err := os.Lstat("@api"); err != nil {
-			t.Error(err)
-		}
-	})
-	t.Run("directory", func(t *testing.T) {
-		if _, err := Listen("nosuch/api"); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("in no directory: %v", err)
-		}
-		if err := os.MkdirAll("dir/full", 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Listen("dir"); err == nil {
-			t.Error("replaced a directory")
-		}
-	})
 }
 
 // FuzzRequest: whatever is sent, the reply is one JSON object, only sound forwards are

@@ -11,10 +11,10 @@ import (
 	"slipway/netstack/tap"
 )
 
-// MinMTU is the smallest MTU a Link takes: what every IPv4 host must be able to
-// receive (RFC 791 section 3.1). IPv6 wants MinMTU6.
+// MinMTU is the smallest MTU a Link takes: what every IPv4 module must be able to
+// forward without fragmentation (RFC 791 section 3.2). IPv6 wants MinMTU6.
 const (
-	MinMTU  = 576
+	MinMTU  = 68
 	MinMTU6 = 1280 // RFC 8200 section 5
 )
 
