@@ -325,7 +325,7 @@ func headersLen(frame []byte) int {
 		if len(b) < header.IPv6MinimumSize {
 			return len(frame)
 		}
-		proto = header.IPv6(b).TransportProtocol()
+		proto = tcpip.TransportProtocolNumber(header.IPv6(b).NextHeader())
 		l += header.IPv6MinimumSize
 	}
 	if proto != header.TCPProtocolNumber || len(frame) < l+header.TCPMinimumSize {
