@@ -29,6 +29,9 @@ type exitError int
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 func main() {
+	if state, ok := os.LookupEnv(sandboxState); ok {
+		os.Exit(inSandbox(state))
+	}
 	if filepath.Base(os.Args[0]) == "slirp4netns" {
 		os.Exit(asSlirp4netns(os.Args[0], os.Args[1:]))
 	}
@@ -44,6 +47,7 @@ func main() {
 var roles = map[string]func() error{
 	"monitor": monitor.Serve,
 	"engine":  engine,
+	"sandbox": sandboxStage,
 	"stage":   func() error { runtime.Stage(); return nil },
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -47,6 +46,14 @@ func asSlirp4netns(argv0 string, args []string) int {
 	if errors.As(err, &exit) {
 		return int(exit)
 	}
+	return network(opts, func(ctx context.Context, cancel context.CancelCauseFunc) error {
+		return serveSlirp4netns(ctx, cancel, append([]string{argv0}, args...), opts)
+	})
+}
+
+// network runs serve, whose context ends with a signal, and says what there is to say
+// of its end; it returns the exit status.
+func network(opts slirp4netns.Options, serve func(context.Context, context.CancelCauseFunc) error) int {
 	// Who reads what is said may go; the network stays.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
@@ -54,7 +61,7 @@ func asSlirp4netns(argv0 string, args []string) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	go func() { cancel(&signalled{<-signals}) }()
 
-	err = serveSlirp4netns(ctx, cancel, opts)
+	err := serve(ctx, cancel)
 	var s *signalled
 	switch {
 	case err != nil:
@@ -93,8 +100,9 @@ func (s *signalled) die() int {
 	return 128 + int(number)
 }
 
-// serveSlirp4netns runs the network until ctx ends, which is no error.
-func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts slirp4netns.Options) error {
+// serveSlirp4netns makes the network and runs it until ctx ends, which is no error. args
+// is the whole command line.
+func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, args []string, opts slirp4netns.Options) error {
 	cfg, err := slirp4netnsConfig(opts)
 	if err != nil {
 		return err
@@ -107,6 +115,21 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 		fmt.Print(opts.Banner())
 		return late
 	}
+	prepared, err := monitor.Prepare(*cfg)
+	if err != nil {
+		return err
+	}
+	if reason := prepared.Ready().OffloadReason; reason != "" {
+		cfg.Log.Warn("the TAP device has no offloads: large transfers are slower", "reason", reason)
+	}
+	if opts.EnableSandbox {
+		return errors.Join(enterSandbox(ctx, prepared, args, opts), prepared.Close())
+	}
+	return runSlirp4netns(ctx, cancel, prepared, opts)
+}
+
+// runSlirp4netns runs what has been prepared.
+func runSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, prepared *monitor.Prepared, opts slirp4netns.Options) error {
 	if opts.ExitFD >= 0 {
 		go func() {
 			awaitExit(opts.ExitFD)
@@ -114,13 +137,15 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 			cancel(nil)
 		}()
 	}
-	return monitor.Run(ctx, *cfg, func(r monitor.Ready) error {
-		if r.OffloadReason != "" {
-			cfg.Log.Warn("the TAP device has no offloads: large transfers are slower", "reason", r.OffloadReason)
+	if opts.EnableSeccomp {
+		if err := confine.DenyCalls(); err != nil {
+			return errors.Join(fmt.Errorf("enable seccomp: %w", err), prepared.Close())
 		}
+	}
+	return prepared.Run(ctx, func(monitor.Ready) error {
 		fmt.Print(opts.Banner())
-		if err := confineSlirp4netns(opts); err != nil {
-			return err
+		if opts.EnableSeccomp {
+			fmt.Println("seccomp: the process that reads the guest's packets has an allow-list, this one a deny-list")
 		}
 		if opts.ReadyFD >= 0 {
 			// A descriptor that cannot be written to is the caller's loss.
@@ -129,28 +154,6 @@ func serveSlirp4netns(ctx context.Context, cancel context.CancelCauseFunc, opts 
 		}
 		return nil
 	})
-}
-
-// confineSlirp4netns does what the options ask for with this process, the monitor. The
-// engine, which reads the guest's packets, is locked down in any case.
-func confineSlirp4netns(opts slirp4netns.Options) error {
-	if opts.EnableSandbox {
-		readable := []string{"/etc", "/run"}
-		// resolv.conf is a link to elsewhere on some machines.
-		if path, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil {
-			readable = append(readable, filepath.Dir(path))
-		}
-		if err := confine.Sandbox(readable, opts.APISocket); err != nil {
-			return fmt.Errorf("create_sandbox failed: %w", err)
-		}
-	}
-	if opts.EnableSeccomp {
-		if err := confine.DenyCalls(); err != nil {
-			return fmt.Errorf("enable seccomp: %w", err)
-		}
-		fmt.Println("seccomp: the process that reads the guest's packets has an allow-list, this one a deny-list")
-	}
-	return nil
 }
 
 // awaitExit waits for any event at a descriptor, one that it is not open included.
@@ -200,6 +203,7 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 		if _, err := unix.FcntlInt(uintptr(opts.TapFD), unix.F_GETFD, 0); err != nil {
 			return nil, fmt.Errorf("TAPFD %d: %w", opts.TapFD, err)
 		}
+		unix.CloseOnExec(opts.TapFD)
 		cfg.Device = os.NewFile(uintptr(opts.TapFD), "tapfd")
 	}
 	return cfg, err
@@ -212,6 +216,10 @@ func inTheirWords(opts slirp4netns.Options, err error) []string {
 	var theirs slirp4netns.Refusal
 	if errors.As(err, &theirs) {
 		return []string{theirs.Error()}
+	}
+	var sandbox *sandboxError
+	if errors.As(err, &sandbox) {
+		return []string{"create_sandbox failed", sandbox.Error()}
 	}
 	var at *netns.Error
 	var listen *monitor.ListenError

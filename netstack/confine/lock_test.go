@@ -29,9 +29,18 @@ import (
 const role = "locked"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == role {
-		locked()
-		return
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case role:
+			locked()
+			return
+		case roleMonitor:
+			monitor()
+			return
+		case roleInRoot:
+			fmt.Println("here")
+			return
+		}
 	}
 	os.Exit(m.Run())
 }

@@ -2,7 +2,7 @@ package confine
 
 import (
 	"fmt"
-	"path/filepath"
+	"os"
 
 	"github.com/elastic/go-seccomp-bpf"
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -12,12 +12,12 @@ import (
 	"slipway/netstack/confine/filter"
 )
 
-// Sandbox takes from a monitor, and from the engines that it starts afterwards, what
-// they can do without: no_new_privs, no capability but CAP_NET_BIND_SERVICE, and no
-// file but what is readable below the directories given, this program itself, and the
-// removal of sockets beside unixSocket, where that is not empty. It works on the whole
-// process and cannot be undone. Landlock is best effort, as in Lock.
-func Sandbox(readable []string, unixSocket string) error {
+// Restrict takes from a monitor, and from the engines that it starts afterwards, what
+// they can do without: no_new_privs, no capability but CAP_NET_BIND_SERVICE in any set,
+// and no file but what is readable below the directories given, and the removal of files
+// in the directory removable, where that is not nil. It works on the whole process and cannot be undone.
+// Landlock is best effort, as in Lock. The current directory is / afterwards.
+func Restrict(readable []string, removable *os.File) error {
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
@@ -26,16 +26,19 @@ func Sandbox(readable []string, unixSocket string) error {
 	if err != nil {
 		return fmt.Errorf("landlock: %w", err)
 	}
-	rules := []landlock.Rule{
-		landlock.RODirs(readable...).IgnoreIfMissing(),
-		landlock.ROFiles("/proc/self/exe"),
-		landlock.RWFiles("/dev/null"), // the standard input of what os/exec starts
-	}
-	if unixSocket != "" {
-		rules = append(rules, landlock.PathAccess(ll.AccessFSRemoveFile, filepath.Dir(unixSocket)))
+	rules := []landlock.Rule{landlock.RODirs(readable...).IgnoreIfMissing()}
+	if removable != nil {
+		// It may lie outside of the root, where no other path than this leads to it.
+		if err := unix.Fchdir(int(removable.Fd())); err != nil {
+			return fmt.Errorf("enter %s: %w", removable.Name(), err)
+		}
+		rules = append(rules, landlock.PathAccess(ll.AccessFSRemoveFile, "."))
 	}
 	if err := cfg.BestEffort().Restrict(rules...); err != nil {
 		return fmt.Errorf("landlock: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter /: %w", err)
 	}
 	return dropCapabilities(1 << unix.CAP_NET_BIND_SERVICE)
 }

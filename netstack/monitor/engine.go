@@ -96,8 +96,8 @@ func (m *monitor) startEngine(restarts int) (*engine, error) {
 		ready: make(chan struct{}), talked: make(chan struct{}), exited: make(chan struct{}),
 	}
 	e.cmd = &exec.Cmd{
-		Path: selfExe, Args: []string{"slipway", "engine"}, Dir: "/", Env: environ(),
-		Stderr: e.words, ExtraFiles: []*os.File{socket},
+		Path: m.program, Args: []string{"slipway", "engine"}, Dir: "/", Env: environ(),
+		Stdin: m.null, Stdout: m.null, Stderr: e.words, ExtraFiles: []*os.File{socket},
 		// A process group of its own: what a terminal's Ctrl-C does is the monitor's to
 		// decide.
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true},

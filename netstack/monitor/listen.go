@@ -79,6 +79,8 @@ type socketFile struct {
 	Path string `json:"path"`
 	Dev  uint64 `json:"dev"`
 	Ino  uint64 `json:"ino"`
+
+	dir *os.File // its directory, where Path may not lead there any more; nil: it does
 }
 
 // listenAll binds every group, or none.
@@ -322,7 +324,7 @@ func bindUnix(path string) (group, error) {
 		unix.Close(fd)
 		return group{}, errors.Join(err, os.Remove(path))
 	}
-	return group{fds: []int{fd}, file: socketFile{path, st.Dev, st.Ino}}, nil
+	return group{fds: []int{fd}, file: socketFile{Path: path, Dev: st.Dev, Ino: st.Ino}}, nil
 }
 
 // stale reports whether path is a unix socket that nobody listens at: what a
@@ -343,8 +345,13 @@ func (f socketFile) unlink() {
 	if f.Path == "" {
 		return
 	}
+	dir, name := unix.AT_FDCWD, f.Path
+	if f.dir != nil {
+		defer f.dir.Close()
+		dir, name = int(f.dir.Fd()), filepath.Base(f.Path)
+	}
 	var st unix.Stat_t
-	if unix.Lstat(f.Path, &st) == nil && st.Dev == f.Dev && st.Ino == f.Ino {
-		os.Remove(f.Path)
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Dev == f.Dev && st.Ino == f.Ino {
+		_ = unix.Unlinkat(dir, name, 0)
 	}
 }

@@ -63,7 +63,9 @@ type monitor struct {
 	log       *slog.Logger
 	listeners listeners
 	forwards  forwards
-	device    int // outside of the poller
+	device    int      // outside of the poller
+	null      *os.File // standard input and output of engines
+	program   string   // of engines
 	mac       net.HardwareAddr
 	resolvers resolvers
 	result    Ready
@@ -81,28 +83,60 @@ func Run(ctx context.Context, cfg Config, ready func(Ready) error) error {
 }
 
 func run(ctx context.Context, cfg Config, ready func(Ready, []socketFile) error) error {
-	if err := confine.NonDumpable(); err != nil {
+	m, err := prepare(cfg)
+	if err != nil {
 		return err
 	}
-	m := &monitor{cfg: cfg, log: cfg.Log, device: -1, resolvers: resolvers{path: resolvConf}, forwards: forwards{open: map[int]forward{}}}
-	if m.log == nil {
-		m.log = slog.New(slog.DiscardHandler)
+	defer m.close()
+	return m.supervise(ctx, func(r Ready) error { return ready(r, m.listeners.files()) })
+}
+
+// prepare makes all that a network has before its first engine, or nothing.
+func prepare(cfg Config) (*monitor, error) {
+	if err := confine.NonDumpable(); err != nil {
+		return nil, err
 	}
+	m := &monitor{cfg: cfg, device: -1, program: selfExe}
+	m.begin(cfg.Log)
 	var err error
 	if m.listeners, err = listenAll(cfg.Listen); err != nil {
-		return err
+		return nil, err
 	}
-	defer m.listeners.close()
-	defer m.forwards.close()
-	if err := m.openDevice(); err != nil {
-		return err
+	m.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err == nil {
+		err = m.openDevice()
 	}
-	defer unix.Close(m.device)
-	if err := m.configure(); err != nil {
-		return err
+	if err == nil {
+		err = m.configure()
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.close())
 	}
 	m.result.Bound = m.listeners.bound()
-	return m.supervise(ctx, func(r Ready) error { return ready(r, m.listeners.files()) })
+	return m, nil
+}
+
+// begin sets the fields that every monitor begins with.
+func (m *monitor) begin(log *slog.Logger) {
+	m.resolvers.path, m.forwards.open = resolvConf, map[int]forward{}
+	if m.log = log; log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// close closes what the monitor holds and unlinks the unix sockets.
+func (m *monitor) close() error {
+	m.listeners.close()
+	m.forwards.close()
+	var err error
+	if m.null != nil {
+		err = m.null.Close()
+	}
+	if m.device >= 0 {
+		err = errors.Join(err, unix.Close(m.device))
+		m.device = -1
+	}
+	return err
 }
 
 // openDevice takes the device of the configuration, or makes one.

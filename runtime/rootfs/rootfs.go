@@ -25,6 +25,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/confine"
 	"slipway/runtime/idmap"
 	"slipway/runtime/image"
 )
@@ -168,7 +169,7 @@ func (r *Root) Enter() error {
 	if err := r.build(); err != nil {
 		return err
 	}
-	if err := pivot("root"); err != nil {
+	if err := confine.PivotRoot("root"); err != nil {
 		return err
 	}
 	return r.furnish()
@@ -274,45 +275,6 @@ func (r *Root) generate(etc string) error {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// pivot makes the mount at dir the root and lets go of the old one
-// (pivot_root(2), "pivot_root(".", ".")"). The old root then lies on top of the
-// new one, and on top of that the staging tmpfs: "." resolves to the topmost,
-// so that each is unmounted in turn. Whatever stayed would be one ".." away.
-func pivot(dir string) error {
-	if err := os.Chdir(dir); err != nil {
-		return fmt.Errorf("enter the container's root: %w", err)
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w (a machine whose root is its initramfs cannot do it)", err)
-	}
-	for _, what := range []string{"staging tmpfs", "machine's root"} {
-		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount the %s: %w", what, err)
-		}
-	}
-	if err := os.Chdir("/"); err != nil {
-		return fmt.Errorf("enter the container's root: %w", err)
-	}
-	return alone()
-}
-
-// alone makes sure that nothing lies over or beside the root: its mount
-// namespace holds one mount, the root itself.
-func alone() error {
-	var root, above unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, "/", 0, unix.STATX_MNT_ID, &root); err != nil {
-		return fmt.Errorf("statx /: %w", err)
-	}
-	// Unlike "/", ".." of the root steps up what is mounted on it.
-	if err := unix.Statx(unix.AT_FDCWD, "/..", 0, unix.STATX_MNT_ID, &above); err != nil {
-		return fmt.Errorf("statx /..: %w", err)
-	}
-	if root.Mnt_id != above.Mnt_id || root.Ino != above.Ino {
-		return fmt.Errorf("the machine is still mounted over the container's root (mounts %d, %d)", root.Mnt_id, above.Mnt_id)
 	}
 	return nil
 }
