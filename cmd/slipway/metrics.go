@@ -47,7 +47,8 @@ func (s source) Snapshot() metrics.Snapshot {
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
 		Retransmits: n.GVisor["tcp_retransmits"],
 		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
-			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited, "neighbours": n.Link.NeighboursForgotten},
+			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited,
+			"neighbours": n.Link.NeighboursForgotten, "neighbour_moves": n.Link.NeighboursDoubted},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{
 				FromBytes: n.UDP.RxBytes, ToBytes: n.UDP.TxBytes, FromPackets: n.UDP.RxDatagrams, ToPackets: n.UDP.TxDatagrams,

@@ -63,7 +63,7 @@ func privately(t *testing.T) *process {
 	for name := range strings.SplitSeq(t.Name(), "/") {
 		names = append(names, "^"+regexp.QuoteMeta(name)+"$")
 	}
-	cmd := exec.Command(exe, "-test.run="+strings.Join(names, "/"), "-test.v", "-test.timeout=2m")
+	cmd := exec.Command(exe, "-test.run="+strings.Join(names, "/"), "-test.v", "-test.timeout=3m")
 	cmd.Env = append(os.Environ(), privateEnv+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {

@@ -51,6 +51,9 @@ type Stats struct {
 	// Neighbours are addresses of the guest that were seen elsewhere than at its expected
 	// Ethernet address, NeighboursForgotten those that made room for others.
 	Neighbours, NeighboursForgotten uint64
+	// NeighboursDoubted counts frames whose Ethernet address was not believed: their IP
+	// address was heard of elsewhere a moment ago.
+	NeighboursDoubted uint64
 }
 
 // Stats returns the totals.
@@ -64,6 +67,7 @@ func (e *Endpoint) Stats() Stats {
 
 		Neighbours:          e.cfg.Neighbours.Known(),
 		NeighboursForgotten: e.cfg.Neighbours.Forgotten(),
+		NeighboursDoubted:   e.cfg.Neighbours.Doubted(),
 		Dropped: map[string]uint64{
 			"bad_header":    c.rxBadHeader.Load(),
 			"read_error":    c.rxErrors.Load(),

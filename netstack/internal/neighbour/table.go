@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
+	"time"
 )
 
 // The table holds at most sets × ways addresses. Which set an address is in is not for
@@ -29,7 +30,14 @@ type Table struct {
 	used     atomic.Bool // there is an address that is elsewhere than expected
 	sets     [sets]set
 
-	known, forgotten atomic.Uint64
+	known, forgotten, doubted atomic.Uint64
+
+	// home are the last addresses seen where they were expected, IPv4 and IPv6. For the
+	// goroutine that calls Learn.
+	home [2]struct {
+		addr netip.Addr
+		settlement
+	}
 }
 
 // set is filled from the front; once full, the next entry takes the place of the oldest.
@@ -41,6 +49,7 @@ type set struct {
 type entry struct {
 	addr netip.Addr
 	mac  atomic.Uint64
+	settlement
 }
 
 // New returns a table in which every address is at expected.
@@ -83,20 +92,56 @@ func (t *Table) At(a netip.Addr) [6]byte {
 	return unpack(t.expected)
 }
 
-// Learn remembers that a is at mac.
+// locked is for how long an address that is still heard of stays where it is, as
+// locktime in arp(7): a frame that somebody made up must not lead others astray.
+const locked = 100 * time.Millisecond
+
+// settlement is what tells a move from a single frame with another sender. For the one
+// goroutine that calls Learn.
+type settlement struct {
+	confirmed bool      // heard of since the doubt
+	doubted   time.Time // when it was last seen elsewhere
+}
+
+// mayMove is asked when an address is seen elsewhere.
+func (s *settlement) mayMove() bool {
+	now := time.Now()
+	if s.confirmed {
+		s.confirmed, s.doubted = false, now
+		return false
+	}
+	return now.Sub(s.doubted) >= locked
+}
+
+// Learn remembers that a is at mac, unless it was heard of elsewhere a moment ago.
 func (t *Table) Learn(a netip.Addr, mac [6]byte) {
 	m := pack(mac)
+	home := &t.home[0]
+	if a.Is6() {
+		home = &t.home[1]
+	}
 	if m == t.expected && !t.used.Load() {
+		home.addr, home.confirmed = a, true
 		return
 	}
 	s := t.set(a)
 	if e := s.find(a); e != nil {
-		if e.mac.Load() != m {
+		switch {
+		case e.mac.Load() == m:
+			e.confirmed = true
+		case e.mayMove():
 			e.mac.Store(m)
+		default:
+			t.doubted.Add(1)
 		}
 		return
 	}
 	if m == t.expected {
+		home.addr, home.confirmed = a, true
+		return
+	}
+	if a == home.addr && !home.mayMove() {
+		t.doubted.Add(1)
 		return
 	}
 	e := &entry{addr: a}
@@ -109,6 +154,9 @@ func (t *Table) Learn(a netip.Addr, mac [6]byte) {
 	s.next = (s.next + 1) % ways
 	t.used.Store(true)
 }
+
+// Doubted is how many frames said that an address was elsewhere, and were not believed.
+func (t *Table) Doubted() uint64 { return t.doubted.Load() }
 
 // Known is how many addresses are remembered.
 func (t *Table) Known() uint64 { return t.known.Load() }

@@ -3,6 +3,8 @@ package neighbour
 import (
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 var (
@@ -72,5 +74,35 @@ func TestNoAllocation(t *testing.T) {
 		table.At(b)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestMadeUpSender: frames with another sender lead nobody astray while the address is
+// heard of where it is; once it is silent there, it has moved.
+func TestMadeUpSender(t *testing.T) {
+	a4 := netip.MustParseAddr("10.0.2.100")
+	for _, at := range [][6]byte{expected, other} {
+		synctest.Test(t, func(t *testing.T) {
+			table := New(expected)
+			table.Learn(a4, at)
+			table.Learn(a4, at)
+			for range 100 {
+				time.Sleep(locked / 2)
+				table.Learn(a4, third)
+				if got := table.At(a4); got != at {
+					t.Fatalf("it is at % x, want % x", got, at)
+				}
+				table.Learn(a4, at)
+			}
+			if n := table.Doubted(); n != 100 {
+				t.Errorf("%d doubts, want 100", n)
+			}
+			table.Learn(a4, third)
+			time.Sleep(locked)
+			table.Learn(a4, third)
+			if got := table.At(a4); got != third {
+				t.Errorf("after it was silent it is at % x, want % x", got, third)
+			}
+		})
 	}
 }
