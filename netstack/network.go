@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+
+	"slipway/netstack/link"
 )
 
 // Hosts of a network by their number in it, as every user of slirp4netns expects
@@ -125,10 +127,10 @@ func (n Network) bits(a netip.Addr) int {
 	return 64 // link-local (RFC 4291 section 2.5.6)
 }
 
-// MAC is the gateway's Ethernet address: 52:55 and its IPv4 address.
+// MAC is the gateway's Ethernet address.
 func (n Network) MAC() net.HardwareAddr {
-	a := n.Gateway4().As4()
-	return net.HardwareAddr{0x52, 0x55, a[0], a[1], a[2], a[3]}
+	mac := link.OwnMAC(n.Gateway4())
+	return mac[:]
 }
 
 // Prefixes are the networks there are.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"slipway/netstack/dhcp"
+	"slipway/netstack/link"
 	"slipway/netstack/ndp"
 	"slipway/netstack/tap"
 )
@@ -55,8 +56,9 @@ func (s *Stack) newServices() error {
 	if err != nil {
 		return err
 	}
+	mac := link.OwnMAC(n.Router6())
 	s.serve.router, err = ndp.New(ndp.Config{
-		Write: s.link.WriteFrame, MAC: n.MAC(), Address: n.Router6(), Prefix: n.Prefix6, DNS: dns6, Resolver: s.hasResolver6,
+		Write: s.link.WriteFrame, MAC: mac[:], Address: n.Router6(), Prefix: n.Prefix6, DNS: dns6, Resolver: s.hasResolver6,
 	})
 	return err
 }

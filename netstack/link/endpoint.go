@@ -136,6 +136,7 @@ func (e *Endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPH
 
 // AddHeader implements stack.NetworkLinkEndpoint.
 func (e *Endpoint) AddHeader(pkt *stack.PacketBuffer) {
+	claim(pkt)
 	eth := pkt.LinkHeader().Push(header.EthernetMinimumSize)
 	wire.PutEthernet(eth, e.destination(pkt), e.mac, uint16(pkt.NetworkProtocolNumber))
 }
