@@ -101,6 +101,8 @@ func newWorld(t *testing.T) *world {
 	host("route", "add", "203.0.113.0/24", "via", routerAddr, "src", nearAddr)
 	host("route", "add", "198.18.0.0/15", "via", routerAddr)
 	host("-6", "route", "add", "2001:db8::/32", "via", routerAddr6, "src", nearAddr6)
+	// Unlike ARP, neighbour discovery answers only for the addresses of the interface asked.
+	forRouter("-6", "route", "add", ifaceAddr6.String()+"/128", "via", nearAddr6)
 	forServer("route", "add", "default", "via", "203.0.113.254")
 	forServer("-6", "route", "add", "default", "via", "2001:db8:2::254")
 
