@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -106,6 +107,8 @@ type agentState struct {
 	held      sync.WaitGroup
 	sockets   []net.Conn // of spread
 	pings     net.PacketConn
+
+	pathPassed, pathDropped atomic.Int64 // packets of path
 }
 
 // serveAgent is the agent. It ends with its standard input.
@@ -146,6 +149,10 @@ func serveAgent([]string) error {
 		"answer":     agentAnswer,
 		"interface":  agentInterface,
 		"resolve":    agentResolve,
+		"path":       s.path,
+		"pathrest":   s.pathRest,
+		"bulkserver": agentBulkServer,
+		"bulk":       agentBulk,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

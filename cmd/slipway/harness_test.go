@@ -127,9 +127,15 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 // wait waits for the end of p and returns its exit status, 128+n for a signal.
 func (p *process) wait() int {
 	p.t.Helper()
+	return p.waitWithin(3 * patience)
+}
+
+// waitWithin is wait for what takes longer.
+func (p *process) waitWithin(within time.Duration) int {
+	p.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(3 * patience):
+	case <-time.After(within):
 		p.t.Fatalf("%s did not end", p.Cmd)
 	}
 	var exit *exec.ExitError

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,16 +30,28 @@ var unroutable = netip.MustParseAddr("203.0.113.7")
 // onPrivateHost runs the test again in a process of its own, with network and mount
 // namespaces that stand for a host, and reports false; there, it reports true. The
 // host has the addresses 127.0.0.0/8, ::1 and hostAddr, all ports to itself, and an
-// /etc/resolv.conf of its own (setResolvConf).
+// /etc/resolv.conf of its own (setResolvConf). The lines of a table that the test prints,
+// those that begin with "|", are printed here too.
 func onPrivateHost(t *testing.T) bool {
+	t.Helper()
+	return onPrivateHostWithin(t, 3*patience)
+}
+
+// onPrivateHostWithin is onPrivateHost for a test that takes longer.
+func onPrivateHostWithin(t *testing.T, within time.Duration) bool {
 	t.Helper()
 	if isPrivate(t) {
 		makePrivate(t)
 		return true
 	}
 	p := privately(t)
-	status := p.wait()
+	status := p.waitWithin(within)
 	out := p.stdout.String() + p.stderr.String()
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "|") {
+			fmt.Print(line)
+		}
+	}
 	switch {
 	case status != 0:
 		t.Errorf("on a private host: exit status %d", status)
@@ -63,7 +77,7 @@ func privately(t *testing.T) *process {
 	for name := range strings.SplitSeq(t.Name(), "/") {
 		names = append(names, "^"+regexp.QuoteMeta(name)+"$")
 	}
-	cmd := exec.Command(exe, "-test.run="+strings.Join(names, "/"), "-test.v", "-test.timeout=3m")
+	cmd := exec.Command(exe, "-test.run="+strings.Join(names, "/"), "-test.v", "-test.timeout=10m")
 	cmd.Env = append(os.Environ(), privateEnv+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {
