@@ -107,6 +107,7 @@ type agentState struct {
 	held      sync.WaitGroup
 	sockets   []net.Conn // of spread
 	pings     net.PacketConn
+	pages     pages
 
 	pathPassed, pathDropped atomic.Int64 // packets of path
 }
@@ -153,6 +154,9 @@ func serveAgent([]string) error {
 		"pathrest":   s.pathRest,
 		"bulkserver": agentBulkServer,
 		"bulk":       agentBulk,
+		"pages":      s.servePages,
+		"loads":      s.loadPages,
+		"trouble":    s.pageTrouble,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
