@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance long-path test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance stall long-path test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -58,6 +58,9 @@ test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 
 conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
 	@E2EFLAGS='-test.run TestConformance' sh .make/e2e.sh
+
+stall: build ## page loads at every MTU meet no time-out and no closed window
+	@E2EFLAGS='-test.run TestStall' sh .make/e2e.sh
 
 long-path: build ## one flow each way over 100 ms: the host itself, slipway, slirp4netns
 	@E2EFLAGS='-test.run TestLongPath -test.timeout 15m' sh .make/e2e.sh
