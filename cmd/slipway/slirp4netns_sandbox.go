@@ -199,7 +199,7 @@ func inSandbox(descriptor string) int {
 		if err != nil {
 			return &sandboxError{err}
 		}
-		if err := confine.Restrict([]string{"/"}, prepared.SocketDir()); err != nil {
+		if err := confine.Restrict(prepared.SocketDir()); err != nil {
 			return errors.Join(&sandboxError{err}, prepared.Close())
 		}
 		return runSlirp4netns(ctx, cancel, prepared, state.Options)

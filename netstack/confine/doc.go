@@ -18,6 +18,10 @@
 // because the Go runtime probes: it opens files below /sys and /proc, and names
 // its mappings by prctl.
 //
+// Root, Restrict and DenyCalls are for a monitor that has made its device, where its
+// user asks for them: a root directory of its own, then no capability but
+// CAP_NET_BIND_SERVICE and no file beyond that root, then a deny-list of system calls.
+//
 // Lock works on all threads of the process, by syscall.AllThreadsSyscall, which a
 // program linked with cgo does not have: build with CGO_ENABLED=0.
 package confine

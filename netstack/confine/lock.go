@@ -24,12 +24,8 @@ func Lock() error {
 	if err := NonDumpable(); err != nil {
 		return err
 	}
-	// AllThreadsSyscall answers ENOTSUP in a cgo build, whatever the call.
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		if errors.Is(err, syscall.ENOTSUP) {
-			return fmt.Errorf("%w in a program built with cgo: build with CGO_ENABLED=0", ErrNotSupported)
-		}
-		return fmt.Errorf("set no_new_privs: %w", err)
+	if err := noNewPrivileges(); err != nil {
+		return err
 	}
 	if err := dropCapabilities(0); err != nil {
 		return err
@@ -38,6 +34,19 @@ func Lock() error {
 		return err
 	}
 	return filterCalls()
+}
+
+// noNewPrivileges sets no_new_privs on every thread.
+func noNewPrivileges() error {
+	err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
+	// AllThreadsSyscall answers ENOTSUP in a cgo build, whatever the call.
+	if errors.Is(err, syscall.ENOTSUP) {
+		return fmt.Errorf("%w in a program built with cgo: build with CGO_ENABLED=0", ErrNotSupported)
+	}
+	if err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
 }
 
 // allThreads makes a system call on every thread of the process. The runtime

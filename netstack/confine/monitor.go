@@ -14,19 +14,19 @@ import (
 
 // Restrict takes from a monitor, and from the engines that it starts afterwards, what
 // they can do without: no_new_privs, no capability but CAP_NET_BIND_SERVICE in any set,
-// and no file but what is readable below the directories given, and the removal of files
-// in the directory removable, where that is not nil. It works on the whole process and cannot be undone.
+// and no file but to read what is below the root, which is Root's, and the removal of
+// files in the directory removable, where that is not nil. It works on the whole process and cannot be undone.
 // Landlock is best effort, as in Lock. The current directory is / afterwards.
-func Restrict(readable []string, removable *os.File) error {
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
+func Restrict(removable *os.File) error {
+	if err := noNewPrivileges(); err != nil {
+		return err
 	}
 	all := landlock.V11
 	cfg, err := landlock.NewConfig(all.HandledAccessFS, all.Scoped)
 	if err != nil {
 		return fmt.Errorf("landlock: %w", err)
 	}
-	rules := []landlock.Rule{landlock.RODirs(readable...).IgnoreIfMissing()}
+	rules := []landlock.Rule{landlock.RODirs("/")}
 	if removable != nil {
 		// It may lie outside of the root, where no other path than this leads to it.
 		if err := unix.Fchdir(int(removable.Fd())); err != nil {

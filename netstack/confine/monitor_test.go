@@ -62,7 +62,7 @@ func monitor() {
 		c.Failed = err.Error()
 		return
 	}
-	if err := confine.Restrict([]string{"/"}, dir); err != nil {
+	if err := confine.Restrict(dir); err != nil {
 		c.Failed = err.Error()
 		return
 	}
@@ -194,7 +194,14 @@ func TestMonitor(t *testing.T) {
 	defer cmd.Wait()
 	defer stdin.Close()
 	var c confined
-	if err := json.NewDecoder(stdout).Decode(&c); err != nil || c.Failed != "" {
+	err = json.NewDecoder(stdout).Decode(&c)
+	if builtWithCgo {
+		if !strings.Contains(c.Failed, "CGO_ENABLED=0") {
+			t.Errorf("in a cgo build: %v %q, want an error that says how to build", err, c.Failed)
+		}
+		return
+	}
+	if err != nil || c.Failed != "" {
 		t.Fatalf("%v %s", err, c.Failed)
 	}
 	status := statuses(t, cmd.Process.Pid)
