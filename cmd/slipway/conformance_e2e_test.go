@@ -22,6 +22,7 @@ import (
 type driver struct {
 	name string
 	path string
+	args []string // before those of a case
 	// excused: a case that slirp4netns is known to fail is none of this driver's either.
 	excused bool
 }
@@ -65,6 +66,13 @@ func drivers(t *testing.T) []driver {
 	return append(out, driver{name: "slirp4netns", path: upstream, excused: true})
 }
 
+// locked is a driver that locks itself up.
+func (d driver) locked() driver {
+	d.name += ", locked up"
+	d.args = []string{"--enable-sandbox", "--enable-seccomp"}
+	return d
+}
+
 // version is what the driver calls itself, or why it cannot be tried.
 func (d driver) version() (string, error) {
 	out, err := exec.Command(d.path, "--version").CombinedOutput()
@@ -75,10 +83,11 @@ func (d driver) version() (string, error) {
 	return strings.TrimPrefix(first, "slirp4netns version "), nil
 }
 
-// TestConformance: Slipway passes every case, slirp4netns all but those with an
-// excuse. The table of who passed what is on standard output.
+// TestConformance: Slipway passes every case, also with --enable-sandbox and
+// --enable-seccomp, slirp4netns all but those with an excuse. The table of who passed what is on standard output.
 func TestConformance(t *testing.T) {
 	on := drivers(t)
+	on = slices.Insert(on, 1, on[0].locked())
 	results := table{cells: make(map[string]map[string]string)}
 	if os.Getenv(privateEnv) == "" {
 		t.Cleanup(func() { results.print() })

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -178,7 +179,7 @@ func (d driver) begin(t *testing.T, files []*os.File, args ...string) (*process,
 	}
 	t.Cleanup(func() { exitW.Close() })
 	socket := metricsSocket(t)
-	cmd := exec.Command(d.path, append([]string{"--ready-fd=3", "--exit-fd=4", "--api-socket=" + socket}, args...)...)
+	cmd := exec.Command(d.path, slices.Concat([]string{"--ready-fd=3", "--exit-fd=4", "--api-socket=" + socket}, d.args, args)...)
 	cmd.ExtraFiles = append([]*os.File{readyW, exitR}, files...)
 	p := start(t, cmd)
 	readyW.Close()
