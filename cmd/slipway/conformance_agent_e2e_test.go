@@ -62,6 +62,9 @@ func agentNetif(args []string) (string, error) {
 		MAC:        link.Attrs().HardwareAddr.String(),
 	}
 	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			continue // cannot be used yet, RFC 4862 section 5.4
+		}
 		prefix, err := netip.ParsePrefix(a.IPNet.String())
 		if err != nil {
 			return "", err

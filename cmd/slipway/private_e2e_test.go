@@ -90,8 +90,12 @@ func privately(t *testing.T) *process {
 
 func makePrivate(t *testing.T) {
 	t.Helper()
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
+	// Nothing goes to the machine, but the host's mounts are shared with those who follow
+	// them, as init makes them (systemd(1)).
+	for _, propagation := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
+		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
+			t.Fatal(err)
+		}
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

@@ -55,14 +55,15 @@ func Root(program string) error {
 }
 
 // bind copies the mount at from, with all that is mounted below it, to a directory
-// which it makes, or to a file that is there.
+// which it makes, or to a file that is there. What the host mounts there later, another
+// resolv.conf for one, comes along.
 func bind(from, to string, attrs uint64) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return fmt.Errorf("bind %s: %w", from, err)
 	}
 	defer unix.Close(fd)
-	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: attrs, Propagation: unix.MS_PRIVATE})
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: attrs, Propagation: unix.MS_SLAVE})
 	if err != nil {
 		return fmt.Errorf("bind %s: mount_setattr (Linux 5.12 or newer is needed): %w", from, err)
 	}
