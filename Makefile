@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance stall long-path test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance stall long-path locked-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -64,6 +64,9 @@ stall: build ## page loads at every MTU meet no time-out and no closed window
 
 long-path: build ## one flow each way over 100 ms: the host itself, slipway, slirp4netns
 	@E2EFLAGS='-test.run TestLongPath -test.timeout 15m' sh .make/e2e.sh
+
+locked-cost: build ## what --enable-sandbox and --enable-seccomp cost in CPU time, in pairs (5 minutes)
+	@E2EFLAGS='-test.run TestLockedCost' sh .make/e2e.sh
 
 test-clients: deps-clients build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh
