@@ -57,7 +57,7 @@ test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
 
 conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
-	@E2EFLAGS='-test.run TestConformance' sh .make/e2e.sh
+	@E2EFLAGS='-test.parallel 6 -test.run TestConformance' sh .make/e2e.sh
 
 stall: build ## page loads at every MTU meet no time-out and no closed window
 	@E2EFLAGS='-test.run TestStall' sh .make/e2e.sh

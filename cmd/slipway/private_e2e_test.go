@@ -153,7 +153,12 @@ func setResolvConf(t *testing.T, content string) {
 	if err != nil {
 		t.Skipf("no /etc/resolv.conf to bind over: %v", err)
 	}
+	_ = unix.Unmount(target, unix.MNT_DETACH) // the one before
 	if err := unix.Mount(path, target, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	// slirp4netns' sandbox would unmount it here, too, with its own root.
+	if err := unix.Mount("", target, "", unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
