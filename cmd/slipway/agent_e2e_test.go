@@ -110,6 +110,7 @@ type agentState struct {
 	pages     pages
 
 	pathPassed, pathDropped atomic.Int64 // packets of path
+	calmFlood func() int // ends a flood
 }
 
 // serveAgent is the agent. It ends with its standard input.
@@ -157,6 +158,9 @@ func serveAgent([]string) error {
 		"pages":      s.servePages,
 		"loads":      s.loadPages,
 		"trouble":    s.pageTrouble,
+		"flood":      s.flood,
+		"calm":       s.calm,
+		"steady":     s.steady,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
