@@ -23,6 +23,8 @@ var (
 	guestAddr  = netip.MustParseAddr("10.0.2.100")
 	guestAddr6 = netip.MustParseAddr("fd00::64")
 	worldAddr  = netip.MustParseAddr("198.18.0.0")
+
+	broadcastAddr = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 )
 
 // crafter makes the frames of a flood, past the guest's own TCP/IP.
@@ -94,9 +96,15 @@ const (
 	dhcpServers, dhcpClients, dhcp6s, dhcp6c, dns = 67, 68, 547, 546, 53
 )
 
-func (c *crafter) ethernet(from [6]byte, kind uint16) {
-	c.buf = append(c.buf[:0], 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
-	c.buf = binary.BigEndian.AppendUint16(append(c.buf, from[:]...), kind)
+// Ethernet addresses: everybody's, and the gateway's.
+var (
+	everybody  = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	gatewayMAC = [6]byte{0x52, 0x55, 10, 0, 2, 2}
+)
+
+func (c *crafter) ethernet(to, from [6]byte, kind uint16) {
+	c.buf = append(append(c.buf[:0], to[:]...), from[:]...)
+	c.buf = binary.BigEndian.AppendUint16(c.buf, kind)
 }
 
 // sum is the Internet checksum of parts, each of an even length but the last.
@@ -128,15 +136,19 @@ func (c *crafter) ip(src, dst netip.Addr, proto uint8, field uint16, check int, 
 		}
 		binary.BigEndian.PutUint16(payload[check:], sum(pseudo, payload))
 	}
+	to := gatewayMAC
+	if dst.IsMulticast() || dst == broadcastAddr {
+		to = everybody
+	}
 	if src.Is6() {
-		c.ethernet(c.mac, ethIPv6)
+		c.ethernet(to, c.mac, ethIPv6)
 		c.buf = append(c.buf, 0x60, 0, 0, 0)
 		c.buf = binary.BigEndian.AppendUint16(c.buf, uint16(len(payload)))
 		c.buf = append(c.buf, proto, 255)
 		c.buf = append(append(c.buf, src.AsSlice()...), dst.AsSlice()...)
 		return append(c.buf, payload...)
 	}
-	c.ethernet(c.mac, ethIPv4)
+	c.ethernet(to, c.mac, ethIPv4)
 	h := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, proto, 0, 0}
 	binary.BigEndian.PutUint16(h[2:], uint16(20+len(payload)))
 	binary.BigEndian.PutUint16(h[4:], c.any16())
@@ -212,7 +224,7 @@ func (c *crafter) datagram() []byte {
 // arp asks for any address, from any address.
 func (c *crafter) arp() []byte {
 	mac := c.stranger()
-	c.ethernet(mac, ethARP)
+	c.ethernet(everybody, mac, ethARP)
 	c.buf = append(c.buf, 0, 1, 8, 0, 6, 4, 0, byte(1+c.rnd.IntN(2))) // a request or a reply
 	sender, target := c.neighbour(), c.neighbour()
 	if c.rnd.IntN(4) == 0 {
@@ -275,7 +287,7 @@ func (c *crafter) lease() []byte {
 	m = append(m, byte(1+2*c.rnd.IntN(2))) // discover or request
 	m = append(append(m, 61, 7, 1), mac[:]...)
 	m = append(m, 50, 4, 10, 0, 2, byte(15+c.rnd.IntN(16)), 255)
-	return c.udp(netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), dhcpClients, dhcpServers, m)
+	return c.udp(netip.IPv4Unspecified(), broadcastAddr, dhcpClients, dhcpServers, m)
 }
 
 // query asks for a name of its own.
