@@ -42,8 +42,9 @@ const (
 type Limits struct {
 	// Flows is the number of TCP connections at a time; one more is reset.
 	Flows int `json:"flows"`
-	// PendingDials is the number of TCP connections being made; the SYN of one
-	// more is dropped, and the guest's kernel sends it again.
+	// PendingDials is the number of TCP connections being made; one more takes the
+	// place of the oldest. Where that has only just begun, the SYN of the new one is
+	// dropped, and the guest's kernel sends it again.
 	PendingDials int `json:"pending_dials"`
 	// UDPSessions is the number of UDP mappings; one more evicts the one that has
 	// been idle for longest.

@@ -44,11 +44,12 @@ const (
 	causePolicy
 	causeLimit
 	causeResources
+	causeGivenUp
 	causeOther
 	causes
 )
 
-var causeNames = [causes]string{"refused", "unreachable", "timeout", "policy", "limit", "resources", "other"}
+var causeNames = [causes]string{"refused", "unreachable", "timeout", "policy", "limit", "resources", "given_up", "other"}
 
 type counters struct {
 	tcp              relay.Bytes
@@ -59,6 +60,7 @@ type counters struct {
 	flowsRefused     atomic.Uint64
 	dialsPending     atomic.Int64
 	dialsRefused     atomic.Uint64
+	dialsPaced       atomic.Uint64
 	handshakesFailed atomic.Uint64
 	dialErrors       [causes]atomic.Uint64
 }
@@ -87,7 +89,9 @@ func classify(err error) (cause, answer) {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS),
 		errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EADDRNOTAVAIL):
 		return causeResources, answerReset
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, errGivenUp):
+		return causeGivenUp, answerSilence
+	case errors.Is(err, context.Canceled), errors.Is(err, net.ErrClosed):
 		return causeOther, answerSilence
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT),
 		errors.As(err, &timeout) && timeout.Timeout():
@@ -113,8 +117,12 @@ type Stats struct {
 	FlowsTotal, FlowsReset   uint64
 	FlowsFailed              uint64
 	// FlowsRefused counts connections towards the guest beyond Limits.Flows,
-	// DialsRefused connections of the guest beyond Limits.PendingDials.
+	// DialsRefused connections of the guest beyond Limits.PendingDials: those that were
+	// not begun, and those given up for others.
 	FlowsRefused, DialsRefused uint64
+	// DialsPaced counts SYNs of the guest that came faster than it may begin
+	// connections.
+	DialsPaced uint64
 	// HandshakesFailed counts flows whose guest went away before its handshake
 	// was done.
 	HandshakesFailed uint64
@@ -133,7 +141,7 @@ func (s *Stack) Stats() Stats {
 		TCPFromGuest: c.tcp.FromGuest.Load(), TCPToGuest: c.tcp.ToGuest.Load(),
 		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
-		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(),
+		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(), DialsPaced: c.dialsPaced.Load(),
 		HandshakesFailed: c.handshakesFailed.Load(),
 		DialErrors:       make(map[string]uint64, causes),
 		GVisor:           make(map[string]uint64),

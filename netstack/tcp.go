@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"slipway/netstack/internal/pace"
 	"slipway/netstack/relay"
 )
 
@@ -29,6 +30,23 @@ const (
 	// again after that, which dials again.
 	dialTimeout = 30 * time.Second
 )
+
+const (
+	// dialsPerCPU is how many connections the guest may begin a second, see package pace.
+	dialsPerCPU = 2000
+	// dialLate is for how long a SYN may wait for its turn. The guest's kernel sends one
+	// that was dropped again after a second (RFC 6298 section 2).
+	dialLate = 250 * time.Millisecond
+	// dialGrace is how old a pending dial is before it makes room for a new one: most of
+	// the world has answered by then.
+	dialGrace = 250 * time.Millisecond
+	// maxGivenUp bounds the dials that have made room but have not ended yet.
+	maxGivenUp = 256
+)
+
+// errGivenUp ends a dial that made room for another. The guest hears nothing, and its
+// kernel sends the SYN again.
+var errGivenUp = errors.New("given up for another dial")
 
 // Keepalive of both legs of a flow: NATs on the path stay open, dead peers are
 // noticed.
@@ -46,14 +64,30 @@ type guestTCP struct {
 	forward *tcp.Forwarder
 	dialer  net.Dialer
 
+	pace pace.Limiter
+
 	mu sync.Mutex
-	// syn holds the SYN of every request in flight, for the ICMP error that may
-	// be the answer. Bounded by Limits.PendingDials.
-	syn map[stack.TransportEndpointID]*stack.PacketBuffer
+	// requests are those in flight, at most Limits.PendingDials and maxGivenUp more.
+	requests map[stack.TransportEndpointID]*request
+	// oldest and newest are the ends of a list of them in order of age, without those
+	// that were given up.
+	oldest, newest *request
+	waiting        int // the length of the list
+}
+
+// request is a connection of the guest that is being made.
+type request struct {
+	syn          *stack.PacketBuffer // for the ICMP error that may be the answer
+	delay        time.Duration       // until its turn
+	since        time.Time
+	ctx          context.Context
+	cancel       context.CancelCauseFunc
+	older, newer *request
+	givenUp      bool
 }
 
 func newGuestTCP(s *Stack) *guestTCP {
-	t := &guestTCP{s: s, syn: make(map[stack.TransportEndpointID]*stack.PacketBuffer)}
+	t := &guestTCP{s: s, pace: pace.New(dialsPerCPU), requests: make(map[stack.TransportEndpointID]*request)}
 	t.dialer = net.Dialer{
 		Timeout: dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{
@@ -63,7 +97,7 @@ func newGuestTCP(s *Stack) *guestTCP {
 	t.dialer.SetMultipathTCP(false)
 	// The limit is enforced in handle, where it is counted; the forwarder's own
 	// is only the backstop.
-	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*s.cfg.Limits.PendingDials, t.accept)
+	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
 	return t
 }
 
@@ -73,31 +107,92 @@ func (t *guestTCP) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if flags := header.TCP(pkt.TransportHeader().Slice()).Flags(); !flags.Contains(header.TCPFlagSyn) || flags.Contains(header.TCPFlagAck) {
 		return false // gVisor answers with RST
 	}
-	t.mu.Lock()
-	if _, again := t.syn[id]; !again {
-		if len(t.syn) >= t.s.cfg.Limits.PendingDials {
-			t.mu.Unlock()
-			t.s.stats.dialsRefused.Add(1)
-			return true // the guest sends its SYN again
-		}
-		t.syn[id] = pkt.Clone()
+	if !t.register(id, pkt) {
+		return true // the guest sends its SYN again
 	}
-	t.mu.Unlock()
 	if !t.forward.HandlePacket(id, pkt) {
-		t.takeSYN(id)
+		t.end(id)
 		return false
 	}
 	return true
 }
 
-func (t *guestTCP) takeSYN(id stack.TransportEndpointID) {
+// register notes a SYN as a request, unless it is one already. It returns false when a
+// limit is reached. Where too many wait for an answer the oldest makes room, so that
+// destinations that are dead hold nobody up.
+func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	t.mu.Lock()
-	pkt := t.syn[id]
-	delete(t.syn, id)
-	t.mu.Unlock()
-	if pkt != nil {
-		pkt.DecRef()
+	defer t.mu.Unlock()
+	if t.requests[id] != nil {
+		return true
 	}
+	now := time.Now()
+	full := t.waiting >= t.s.cfg.Limits.PendingDials
+	if full && (now.Sub(t.oldest.since) < dialGrace || len(t.requests)-t.waiting >= maxGivenUp) {
+		t.s.stats.dialsRefused.Add(1)
+		return false
+	}
+	delay, ok := t.pace.Wait(dialLate)
+	if !ok {
+		t.s.stats.dialsPaced.Add(1)
+		return false
+	}
+	if full {
+		t.s.stats.dialsRefused.Add(1)
+		r := t.oldest
+		t.unlink(r)
+		r.givenUp = true
+		r.cancel(errGivenUp)
+	}
+	r := &request{syn: pkt.Clone(), delay: delay, since: now, older: t.newest}
+	r.ctx, r.cancel = context.WithCancelCause(t.s.ctx)
+	t.requests[id] = r
+	if t.newest != nil {
+		t.newest.newer = r
+	} else {
+		t.oldest = r
+	}
+	t.newest = r
+	t.waiting++
+	return true
+}
+
+// unlink takes a request out of the list.
+func (t *guestTCP) unlink(r *request) {
+	if r.older != nil {
+		r.older.newer = r.newer
+	} else {
+		t.oldest = r.newer
+	}
+	if r.newer != nil {
+		r.newer.older = r.older
+	} else {
+		t.newest = r.older
+	}
+	r.older, r.newer = nil, nil
+	t.waiting--
+}
+
+// end forgets a request.
+func (t *guestTCP) end(id stack.TransportEndpointID) {
+	t.mu.Lock()
+	r := t.requests[id]
+	delete(t.requests, id)
+	if r != nil && !r.givenUp {
+		t.unlink(r)
+	}
+	t.mu.Unlock()
+	if r != nil {
+		r.cancel(nil)
+		r.syn.DecRef()
+	}
+}
+
+// request is the one of id, which is there until end.
+func (t *guestTCP) request(id stack.TransportEndpointID) *request {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.requests[id]
 }
 
 // accept is the life of one flow from its SYN on, in a goroutine of its own.
@@ -105,20 +200,25 @@ func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
 	s, id := t.s, r.ID()
 	if !s.begin() {
 		r.Complete(false)
-		t.takeSYN(id)
+		t.end(id)
 		return
 	}
 	defer s.end()
-	conn, err := t.dial(addrPort(id.LocalAddress, id.LocalPort))
+	req := t.request(id)
+	conn, err := t.dial(req, addrPort(id.LocalAddress, id.LocalPort))
 	if err != nil {
-		t.refuse(r, id, err)
-		t.takeSYN(id)
+		t.refuse(r, req, err)
+		t.end(id)
 		return
 	}
 	var queue waiter.Queue
+	handshake := make(chan struct{})
+	stop := context.AfterFunc(req.ctx, func() { t.abort(id, handshake) })
 	ep, terr := r.CreateEndpoint(&queue)
+	close(handshake)
+	stop()
 	r.Complete(false)
-	t.takeSYN(id)
+	t.end(id)
 	if terr != nil {
 		s.stats.handshakesFailed.Add(1)
 		_ = conn.SetLinger(0)
@@ -128,16 +228,44 @@ func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
 	s.relay(s.ctx, ep, &queue, conn, &s.stats.tcp)
 }
 
-// dial opens the host's side of a flow to dst.
-func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
+// abort ends a handshake that the guest does not finish, which gVisor would wait for
+// two minutes for. It may not have begun yet.
+func (t *guestTCP) abort(id stack.TransportEndpointID, handshake <-chan struct{}) {
+	look := time.NewTicker(lastLook)
+	defer look.Stop()
+	for {
+		proto := protocol(addrPort(id.LocalAddress, 0).Addr())
+		ep, ok := t.s.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+		if ok && ep.EndpointState() == tcp.StateSynRecv {
+			ep.Abort()
+		}
+		select {
+		case <-handshake:
+			return
+		case <-look.C:
+		}
+	}
+}
+
+// dial opens the host's side of a flow to dst when it is its turn.
+func (t *guestTCP) dial(req *request, dst netip.AddrPort) (*net.TCPConn, error) {
 	s := t.s
+	if req.delay > 0 {
+		turn := time.NewTimer(req.delay)
+		defer turn.Stop()
+		select {
+		case <-turn.C:
+		case <-req.ctx.Done():
+			return nil, context.Cause(req.ctx)
+		}
+	}
 	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
 		return nil, fmt.Errorf("%d flows: %w", s.cfg.Limits.Flows, ErrLimit)
 	}
 	s.stats.dialsPending.Add(1)
 	defer s.stats.dialsPending.Add(-1)
 	if s.dns != nil && s.cfg.Network.isDNS(dst.Addr()) && dst.Port() == dnsPort {
-		conn, err := s.dns.DialTCP(s.ctx)
+		conn, err := s.dns.DialTCP(req.ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +285,7 @@ func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
 	if from.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
 	}
-	conn, err := dialer.DialContext(s.ctx, network, to.String())
+	conn, err := dialer.DialContext(req.ctx, network, to.String())
 	if err != nil {
 		return nil, err
 	}
@@ -165,32 +293,25 @@ func (t *guestTCP) dial(dst netip.AddrPort) (*net.TCPConn, error) {
 }
 
 // refuse answers a SYN as the host's kernel answered the dial.
-func (t *guestTCP) refuse(r *tcp.ForwarderRequest, id stack.TransportEndpointID, err error) {
+func (t *guestTCP) refuse(r *tcp.ForwarderRequest, req *request, err error) {
+	if cause := context.Cause(req.ctx); cause != nil {
+		err = cause
+	}
 	answer := t.s.stats.dialFailed(err)
 	if answer == answerUnreachable {
-		t.unreachable(id)
+		t.unreachable(req.syn)
 	}
 	r.Complete(answer == answerReset)
 }
 
 // unreachable sends the ICMP error that makes connect(2) in the guest fail at
 // once (RFC 1122 section 4.2.3.9, RFC 4443 section 3.1).
-func (t *guestTCP) unreachable(id stack.TransportEndpointID) {
-	t.mu.Lock()
-	pkt := t.syn[id]
-	if pkt != nil {
-		pkt.IncRef()
-	}
-	t.mu.Unlock()
-	if pkt == nil {
-		return
-	}
-	defer pkt.DecRef()
-	switch p := t.s.stack.NetworkProtocolInstance(pkt.NetworkProtocolNumber).(type) {
+func (t *guestTCP) unreachable(syn *stack.PacketBuffer) {
+	switch p := t.s.stack.NetworkProtocolInstance(syn.NetworkProtocolNumber).(type) {
 	case stack.RejectIPv4WithHandler:
-		_ = p.SendRejectionError(pkt, stack.RejectIPv4WithICMPNetUnreachable, true)
+		_ = p.SendRejectionError(syn, stack.RejectIPv4WithICMPNetUnreachable, true)
 	case stack.RejectIPv6WithHandler:
-		_ = p.SendRejectionError(pkt, stack.RejectIPv6WithICMPNoRoute, true)
+		_ = p.SendRejectionError(syn, stack.RejectIPv6WithICMPNoRoute, true)
 	}
 }
 

@@ -35,6 +35,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		"icmp_unreachable": n.ICMP.Unreachable, "icmp_no_ping_socket": n.ICMP.Unavailable, "icmp_send_failed": n.ICMP.Failed,
 		"icmp_device_refused": n.ICMP.Write,
 		"dhcp_malformed":      n.DHCP.Malformed + n.DHCP6.Malformed, "ndp_malformed": n.Router.Malformed,
+		"dhcp_ignored": n.DHCP6.Ignored + n.DHCP.Naks, "udp_ttl_expired": d.TTL,
 		"tx_queue_full": n.GVisor["nics_tx_packets_dropped_no_buffer_space"],
 	})
 	out := metrics.Snapshot{
@@ -48,6 +49,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		Retransmits: n.GVisor["tcp_retransmits"],
 		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
 			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited,
+			"dial_rate": n.DialsPaced, "udp_session_rate": d.Paced, "dns_query_rate": n.DNS.Paced, "icmp_error_rate": n.UDP.ICMPErrorsLimited,
 			"neighbours": n.Link.NeighboursForgotten, "neighbour_moves": n.Link.NeighboursDoubted},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{

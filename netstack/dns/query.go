@@ -23,6 +23,10 @@ func (r *Relay) Query(_ netip.AddrPort, payload []byte, reply func(answer []byte
 		r.count.malformed.Add(1)
 		return
 	}
+	if !r.pace.Allow() {
+		r.count.paced.Add(1)
+		return
+	}
 	if !r.start() {
 		r.count.refused.Add(1)
 		return

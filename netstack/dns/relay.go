@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"slipway/netstack/internal/pace"
 )
 
 // Config is what a Relay needs to know. Only Resolvers has no default.
@@ -26,6 +28,9 @@ type Config struct {
 	Shun     time.Duration // how long a resolver that failed is asked last, default 5 s
 }
 
+// queriesPerCPU is how many queries are relayed a second, see package pace.
+const queriesPerCPU = 2000
+
 // maxResolvers is how many resolvers are asked for one query, as in resolv.conf(5)'s MAXNS.
 const maxResolvers = 3
 
@@ -35,6 +40,7 @@ type Relay struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	slots  chan struct{}
+	pace   pace.Limiter
 	tasks  sync.WaitGroup
 	buffer sync.Pool // of *[maxMessage]byte
 
@@ -51,6 +57,7 @@ type Stats struct {
 	Answers     uint64
 	Failures    uint64 // no resolver answered
 	Refused     uint64 // too many in flight, or after Close
+	Paced       uint64 // faster than queries are relayed
 	Malformed   uint64 // too short, or no query
 	Failovers   uint64 // queries and connections for which a further resolver was asked
 	Mismatches  uint64 // messages that answer something else
@@ -60,7 +67,7 @@ type Stats struct {
 }
 
 type counters struct {
-	queries, answers, failures, refused, malformed, failovers, mismatches, inFlight, tcp, tcpFailures atomic.Uint64
+	queries, answers, failures, refused, paced, malformed, failovers, mismatches, inFlight, tcp, tcpFailures atomic.Uint64
 }
 
 // New makes a Relay; Close ends it.
@@ -89,7 +96,7 @@ func New(cfg Config) (*Relay, error) {
 			return d.DialContext(ctx, network, a.String())
 		}
 	}
-	r := &Relay{cfg: cfg, slots: make(chan struct{}, cfg.InFlight), failed: make(map[netip.AddrPort]time.Time)}
+	r := &Relay{cfg: cfg, slots: make(chan struct{}, cfg.InFlight), pace: pace.New(queriesPerCPU), failed: make(map[netip.AddrPort]time.Time)}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.buffer.New = func() any { return new([maxMessage]byte) }
 	return r, nil
@@ -113,6 +120,7 @@ func (r *Relay) Stats() Stats {
 		Answers:     c.answers.Load(),
 		Failures:    c.failures.Load(),
 		Refused:     c.refused.Load(),
+		Paced:       c.paced.Load(),
 		Malformed:   c.malformed.Load(),
 		Failovers:   c.failovers.Load(),
 		Mismatches:  c.mismatches.Load(),

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/pace"
 	"slipway/netstack/internal/wire"
 	"slipway/netstack/tap"
 )
@@ -53,6 +54,10 @@ type Limits struct {
 }
 
 const dnsPort = 53
+
+// sessionsPerCPU is how many sessions the guest may begin a second, see package pace.
+// They are made by the one who reads its packets.
+const sessionsPerCPU = 1000
 
 func (l *Limits) defaults() error {
 	for _, f := range []struct {
@@ -133,7 +138,8 @@ type NAT struct {
 	tick      time.Duration // between sweeps
 	started   time.Time
 	errors    limiter
-	scratch   sync.Pool // of *wire.Scratch, off the poller
+	pace      pace.Limiter // of sessions
+	scratch   sync.Pool    // of *wire.Scratch, off the poller
 
 	now    atomic.Int64 // nanoseconds since started, as of the poller's last wake-up
 	closed atomic.Bool
@@ -184,6 +190,7 @@ func New(cfg Config) (*NAT, error) {
 		limits:    cfg.Limits,
 		started:   time.Now(),
 		errors:    newLimiter(cfg.Limits.ICMPErrors),
+		pace:      pace.New(sessionsPerCPU),
 		done:      make(chan struct{}),
 		poller:    p,
 	}
@@ -278,6 +285,11 @@ func (n *NAT) first(s *session, d *datagram) {
 		n.complain(timeExceeded, d.ip)
 		return
 	}
+	fresh := s == nil
+	if fresh && !n.pace.Allow() {
+		n.count.paced.Add(uint64(d.count()))
+		return
+	}
 	host, err := n.route(d.dst)
 	host = netip.AddrPortFrom(host.Addr().Unmap(), host.Port())
 	if err == nil && (!host.IsValid() || host.Port() == 0 || host.Addr().Zone() != "") {
@@ -290,7 +302,6 @@ func (n *NAT) first(s *session, d *datagram) {
 		n.refuse(d, err)
 		return
 	}
-	fresh := s == nil
 	if fresh {
 		if s, err = n.newSession(d.src); err != nil {
 			n.count.closed.Add(uint64(d.count()))

@@ -35,6 +35,7 @@ type Dropped struct {
 	Filtered    uint64 // from an address that the guest did not send to
 	Write       uint64 // the device refused the frame
 	Closed      uint64 // after Close
+	Paced       uint64 // would have begun a session, faster than the guest may
 	Clients     uint64 // of a published port: no address left under which to show the client
 }
 
@@ -120,7 +121,7 @@ type counters struct {
 	local    atomic.Uint64
 
 	malformed, checksum, multicast, denied, unreachable, ttl, socket,
-	buffer, send, filtered, write, closed, clients atomic.Uint64
+	buffer, send, filtered, write, closed, paced, clients atomic.Uint64
 
 	icmp, icmpLimited atomic.Uint64
 }
@@ -152,6 +153,7 @@ func (n *NAT) Stats() Stats {
 			Filtered:    c.filtered.Load(),
 			Write:       c.write.Load(),
 			Closed:      c.closed.Load(),
+			Paced:       c.paced.Load(),
 			Clients:     c.clients.Load(),
 		},
 		Published:         c.pub.published(),
