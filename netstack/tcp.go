@@ -42,7 +42,18 @@ const (
 	dialGrace = 250 * time.Millisecond
 	// maxGivenUp bounds the dials that have made room but have not ended yet.
 	maxGivenUp = 256
+	// maxHandshakes are those that the guest has to finish, of which one more takes the
+	// place of the oldest, handshakeTime is how long it may take. Its kernel does so at
+	// once.
+	maxHandshakes = 256
+	handshakeTime = 10 * time.Second
+	// unfinishedCost is how many connections one counts for whose handshake the guest did
+	// not finish: the host had it already.
+	unfinishedCost = 5
 )
+
+// errUnfinished ends a handshake that takes too long.
+var errUnfinished = errors.New("handshake not finished in time")
 
 // errGivenUp ends a dial that made room for another. The guest hears nothing, and its
 // kernel sends the SYN again.
@@ -73,16 +84,20 @@ type guestTCP struct {
 	// that were given up.
 	oldest, newest *request
 	waiting        int // the length of the list
+	handshakes     int // how many in the list are at the guest's handshake
 }
 
 // request is a connection of the guest that is being made.
 type request struct {
+	id           stack.TransportEndpointID
 	syn          *stack.PacketBuffer // for the ICMP error that may be the answer
 	delay        time.Duration       // until its turn
 	since        time.Time
 	ctx          context.Context
 	cancel       context.CancelCauseFunc
 	older, newer *request
+	shaking      bool // at the guest's handshake
+	taken        bool // by the goroutine that serves it
 	givenUp      bool
 }
 
@@ -111,7 +126,9 @@ func (t *guestTCP) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 		return true // the guest sends its SYN again
 	}
 	if !t.forward.HandlePacket(id, pkt) {
-		t.end(id)
+		if r := t.take(id); r != nil {
+			t.end(r)
+		}
 		return false
 	}
 	return true
@@ -139,12 +156,9 @@ func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	}
 	if full {
 		t.s.stats.dialsRefused.Add(1)
-		r := t.oldest
-		t.unlink(r)
-		r.givenUp = true
-		r.cancel(errGivenUp)
+		t.giveUp(t.oldest)
 	}
-	r := &request{syn: pkt.Clone(), delay: delay, since: now, older: t.newest}
+	r := &request{id: id, syn: pkt.Clone(), delay: delay, since: now, older: t.newest}
 	r.ctx, r.cancel = context.WithCancelCause(t.s.ctx)
 	t.requests[id] = r
 	if t.newest != nil {
@@ -171,61 +185,113 @@ func (t *guestTCP) unlink(r *request) {
 	}
 	r.older, r.newer = nil, nil
 	t.waiting--
+	if r.shaking {
+		t.handshakes--
+	}
 }
 
-// end forgets a request.
-func (t *guestTCP) end(id stack.TransportEndpointID) {
-	t.mu.Lock()
-	r := t.requests[id]
-	delete(t.requests, id)
-	if r != nil && !r.givenUp {
-		t.unlink(r)
-	}
-	t.mu.Unlock()
-	if r != nil {
-		r.cancel(nil)
+// giveUp lets a request make room for another. The goroutine that serves it ends it.
+func (t *guestTCP) giveUp(r *request) {
+	t.unlink(r)
+	r.givenUp = true
+	r.cancel(errGivenUp)
+	if !r.taken {
+		delete(t.requests, r.id)
 		r.syn.DecRef()
 	}
 }
 
-// request is the one of id, which is there until end.
-func (t *guestTCP) request(id stack.TransportEndpointID) *request {
+// shake notes that it is for the guest now to finish its handshake.
+func (t *guestTCP) shake(r *request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.requests[id]
+	if r.givenUp {
+		return
+	}
+	if t.handshakes >= maxHandshakes {
+		old := t.oldest
+		for !old.shaking {
+			old = old.newer
+		}
+		t.s.stats.dialsRefused.Add(1)
+		t.giveUp(old)
+	}
+	r.shaking = true
+	t.handshakes++
+}
+
+// end forgets a request.
+func (t *guestTCP) end(r *request) {
+	t.mu.Lock()
+	delete(t.requests, r.id)
+	if !r.givenUp {
+		t.unlink(r)
+	}
+	t.mu.Unlock()
+	r.cancel(nil)
+	r.syn.DecRef()
+}
+
+// take returns the request of id to the goroutine that serves it. There is none where
+// the SYN came once more while the request was ending.
+func (t *guestTCP) take(id stack.TransportEndpointID) *request {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.requests[id]
+	if r == nil || r.taken {
+		return nil
+	}
+	r.taken = true
+	return r
 }
 
 // accept is the life of one flow from its SYN on, in a goroutine of its own.
 func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
 	s, id := t.s, r.ID()
+	req := t.take(id)
+	if req == nil {
+		r.Complete(false) // the guest sends its SYN again
+		return
+	}
 	if !s.begin() {
 		r.Complete(false)
-		t.end(id)
+		t.end(req)
 		return
 	}
 	defer s.end()
-	req := t.request(id)
-	conn, err := t.dial(req, addrPort(id.LocalAddress, id.LocalPort))
+	var queue waiter.Queue
+	ep, conn := t.establish(r, req, &queue)
+	t.end(req)
+	if ep != nil {
+		s.relay(s.ctx, ep, &queue, conn, &s.stats.tcp)
+	}
+}
+
+// establish dials the host's side and then finishes the guest's handshake. It returns nil
+// where either fails, of which the guest has then heard.
+func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waiter.Queue) (tcpip.Endpoint, *net.TCPConn) {
+	conn, err := t.dial(req, addrPort(req.id.LocalAddress, req.id.LocalPort))
 	if err != nil {
 		t.refuse(r, req, err)
-		t.end(id)
-		return
+		return nil, nil
 	}
-	var queue waiter.Queue
+	t.shake(req)
+	tooLong := time.AfterFunc(handshakeTime, func() { req.cancel(errUnfinished) })
+	defer tooLong.Stop()
 	handshake := make(chan struct{})
-	stop := context.AfterFunc(req.ctx, func() { t.abort(id, handshake) })
-	ep, terr := r.CreateEndpoint(&queue)
+	stop := context.AfterFunc(req.ctx, func() { t.abort(req.id, handshake) })
+	ep, terr := r.CreateEndpoint(queue)
 	close(handshake)
 	stop()
 	r.Complete(false)
-	t.end(id)
 	if terr != nil {
-		s.stats.handshakesFailed.Add(1)
+		t.s.stats.handshakesFailed.Add(1)
+		t.pace.ReserveN(time.Now(), unfinishedCost)
 		_ = conn.SetLinger(0)
 		_ = conn.Close()
-		return
+		return nil, nil
 	}
-	s.relay(s.ctx, ep, &queue, conn, &s.stats.tcp)
+	return ep, conn
 }
 
 // abort ends a handshake that the guest does not finish, which gVisor would wait for

@@ -29,7 +29,7 @@ type Config struct {
 }
 
 // queriesPerCPU is how many queries are relayed a second, see package pace.
-const queriesPerCPU = 2000
+const queriesPerCPU = 1000
 
 // maxResolvers is how many resolvers are asked for one query, as in resolv.conf(5)'s MAXNS.
 const maxResolvers = 3
