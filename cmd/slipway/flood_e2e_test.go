@@ -106,9 +106,9 @@ func median(of []float64) float64 {
 	return of[len(of)/2]
 }
 
-// halves floods in turns with nothing, and returns which part of its throughput the bulk
+// compare floods in turns with nothing, and returns which part of its throughput the bulk
 // flow keeps, and how many frames the floods had. During is called while it is flooded.
-func (h *floodHost) halves(guest *agent, kind string, during func()) (kept float64, frames int) {
+func (h *floodHost) compare(guest *agent, kind string, during func()) (kept float64, frames int) {
 	guest.t.Helper()
 	var calm, flooded []float64
 	for range turns {
@@ -167,7 +167,7 @@ func TestFlood(t *testing.T) {
 			}
 			const attempts = 3
 			for i := range attempts {
-				kept, frames := h.halves(guest, kind, during)
+				kept, frames := h.compare(guest, kind, during)
 				if sent := float64(frames) / (turns * floodFor.Seconds()); sent < floodRate/2 {
 					t.Logf("only %.0f frames a second were sent", sent)
 				}
@@ -193,5 +193,150 @@ func TestFlood(t *testing.T) {
 	if now := child(t, s.Process.Pid, "engine"); now != engine {
 		t.Errorf("the engine is process %d, was %d", now, engine)
 	}
-	_ = io.EOF
 }
+
+// TestFloodCounters: what is refused of a flood is counted, and nothing is left of it
+// afterwards.
+func TestFloodCounters(t *testing.T) {
+	if !onPrivateHost(t) {
+		return
+	}
+	h := newFloodHost(t)
+	guest := newTarget(t)
+	socket := metricsSocket(t)
+	a := attachTo(t, "--pid", strconv.Itoa(guest.Process.Pid), "--host-access", "loopback", "--metrics", "unix:"+socket,
+		"--max-pending-dials", "1000", "--max-udp-sessions", "300")
+	engine := child(t, a.Process.Pid, "slipway engine")
+	h.works(guest, "the start")
+	start := belongingsOf(t, socket, engine, 0)
+	// The first are those that last longest.
+	for _, tt := range []struct {
+		kind string
+		want []string
+	}{
+		{"syn-dead", []string{`slipway_refused_total{limit="pending_dials"}`, `slipway_refused_total{limit="dial_rate"}`, `slipway_tcp_dial_errors_total{reason="given_up"}`}},
+		{"syn-closed", []string{`slipway_refused_total{limit="dial_rate"}`, `slipway_tcp_dial_errors_total{reason="refused"}`}},
+		{"syn-half", []string{`slipway_drops_total{reason="foreign_source"}`}},
+		{"udp-ports", []string{`slipway_refused_total{limit="udp_session_rate"}`, "slipway_udp_sessions_evicted_total"}},
+		{"arp", []string{`slipway_drops_total{reason="not_answered"}`}},
+		{"ndp", []string{`slipway_drops_total{reason="not_answered"}`}},
+		{"fragments", []string{"slipway_fragments_total"}},
+		{"dhcp", []string{`slipway_drops_total{reason="foreign_source"}`}},
+		{"dns", []string{`slipway_refused_total{limit="dns_query_rate"}`}},
+		{"echo", []string{`slipway_refused_total{limit="icmp_rate"}`}},
+		{"random", []string{`slipway_drops_total{reason="bad_length"}`, `slipway_drops_total{reason="foreign_mac"}`, `slipway_refused_total{limit="neighbour_moves"}`}},
+	} {
+		before := scrape(t, socket)
+		guest.do("flood", tt.kind, h.port(tt.kind))
+		time.Sleep(time.Second) // that long it is flooded
+		guest.do("calm")
+		after := scrape(t, socket)
+		for _, name := range tt.want {
+			if n := number(t, after, name) - number(t, before, name); n == 0 {
+				t.Errorf("%s: %s has not risen", tt.kind, name)
+			}
+		}
+		h.works(guest, tt.kind)
+	}
+	// Dead destinations are given up after 30 s, sessions that nobody answers after 60 s.
+	eventually(t, 45*time.Second, "an end of what the floods began", func() bool {
+		now := belongingsOf(t, socket, engine, 1000)
+		return now.flows == 0 && now.goroutines <= start.goroutines+50 && now.descriptors <= start.descriptors+350
+	})
+}
+
+// TestAPIBadInput: requests that are malformed, split, or never finished are answered as
+// the contract says, and hold nobody up.
+func TestAPIBadInput(t *testing.T) {
+	if !onPrivateHost(t) {
+		return
+	}
+	h := newFloodHost(t)
+	guest, s := drivers(t)[0].guestOf(t, "--enable-ipv6")
+	const list, empty = `{"execute":"list_hostfwd"}`, `{"return":{"entries":[]},"entries":[]}`
+	bad := func(desc string) string { return `{"error":{"desc":"bad request: ` + desc + `"}}` }
+	padded := func(n int) string { return list + strings.Repeat(" ", n-len(list)) }
+	dial := func() *net.UnixConn {
+		t.Helper()
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: s.api})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for _, tt := range []struct {
+		name   string
+		pieces []string
+		close  bool // the sending half
+		want   string
+	}{
+		{"nothing", nil, true, bad("cannot parse JSON")},
+		{"cut off", []string{`{"execute":"list_host`}, true, bad("cannot parse JSON")},
+		{"malformed", []string{"GET / HTTP/1.1\r\n\r\n"}, false, bad("cannot parse JSON")},
+		{"zeros", []string{strings.Repeat("\x00", 100)}, false, bad("cannot parse JSON")},
+		{"deep", []string{strings.Repeat("[", 4000)}, true, bad("cannot parse JSON")},
+		{"no object", []string{"[{}]"}, false, bad("json_object() failed")},
+		{"split in two", []string{list[:9], list[9:]}, true, empty},
+		{"split in two, open", []string{list[:9], list[9:]}, false, empty},
+		{"byte by byte", strings.Split(list, ""), false, empty},
+		{"the largest", []string{padded(4095)}, true, empty},
+		{"one more", []string{padded(4096)}, true, bad("too large message")},
+		{"far more", []string{strings.Repeat("x", 1) + strings.Repeat("y", 64<<10)}, true, bad("cannot parse JSON")},
+		{"endless text", []string{`{"execute":"` + strings.Repeat("x", 200<<10)}, false, bad("too large message")},
+	} {
+		c := dial()
+		for _, p := range tt.pieces {
+			if _, err := io.WriteString(c, p); err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+			time.Sleep(time.Millisecond) // so that pieces are read apart
+		}
+		if tt.close {
+			if err := c.CloseWrite(); err != nil {
+				t.Errorf("%s: %v", tt.name, err)
+			}
+		}
+		if b, err := io.ReadAll(c); err != nil || string(b) != tt.want {
+			t.Errorf("%s: %q, %v; want %q", tt.name, b, err, tt.want)
+		}
+	}
+
+	engine := child(t, s.Process.Pid, "engine")
+	before := resident(t, engine)
+	var silent []*net.UnixConn
+	for i := range 200 {
+		c := dial()
+		if i%2 == 0 {
+			if _, err := io.WriteString(c, list[:i%len(list)]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		silent = append(silent, c)
+	}
+	h.works(guest, "200 silent clients of the API")
+	begin := time.Now()
+	if a := s.call(list); a.text != empty {
+		t.Errorf("behind silent clients: %v", a)
+	}
+	if took := time.Since(begin); took > apiPatience {
+		t.Errorf("behind silent clients: answered after %s, want %s at most", took, apiPatience)
+	}
+	if more := resident(t, engine) - before; more > 16<<20 {
+		t.Errorf("the engine grew by %d KiB", more>>10)
+	}
+	for _, c := range silent {
+		c.Close()
+	}
+	begin = time.Now()
+	if a := s.call(list); a.text != empty || time.Since(begin) > atOnce {
+		t.Errorf("after they have left: %v after %s", a, time.Since(begin))
+	}
+}
+
+// apiPatience is how long 200 silent clients of the API may hold up one that is not: each
+// has a second while others wait, and 64 are served at a time.
+const apiPatience = 6 * time.Second

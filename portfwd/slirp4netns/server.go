@@ -38,10 +38,12 @@ type Limits struct {
 	// Request is how long a client may take to send its request, and once more to
 	// read the reply.
 	Request time.Duration
+	// Crowded is how long it may take to send its request while others wait.
+	Crowded time.Duration
 }
 
 // DefaultLimits are far above what clients need: each sends a line and reads one.
-var DefaultLimits = Limits{Conns: 64, Request: 10 * time.Second}
+var DefaultLimits = Limits{Conns: 64, Request: 10 * time.Second, Crowded: time.Second}
 
 const (
 	// A client that sends more than a request would lose the reply to ECONNRESET if
@@ -67,6 +69,9 @@ type Stats struct {
 type Server struct {
 	cfg Config
 
+	mu     sync.Mutex                  // guards the following field
+	asking map[*net.UnixConn]time.Time // clients that have not sent their request, and since when
+
 	requests, failed, denied, timedOut, waited, acceptErrors atomic.Uint64
 }
 
@@ -84,7 +89,10 @@ func NewServer(cfg Config) *Server {
 	if cfg.Limits.Request == 0 {
 		cfg.Limits.Request = DefaultLimits.Request
 	}
-	return &Server{cfg: cfg}
+	if cfg.Limits.Crowded == 0 {
+		cfg.Limits.Crowded = DefaultLimits.Crowded
+	}
+	return &Server{cfg: cfg, asking: make(map[*net.UnixConn]time.Time)}
 }
 
 // Stats returns the counters.
@@ -127,6 +135,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		case slots <- struct{}{}:
 		default:
 			s.waited.Add(1)
+			s.hurry()
 			select {
 			case slots <- struct{}{}:
 			case <-ctx.Done():
@@ -138,6 +147,27 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			defer func() { <-slots }()
 			s.serve(ctx, c)
 		})
+	}
+}
+
+// hurry leaves less time to those who have not sent their request.
+func (s *Server) hurry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, since := range s.asking {
+		_ = c.SetReadDeadline(since.Add(s.cfg.Limits.Crowded))
+	}
+}
+
+// asks notes that c has not sent its request yet; the result ends that.
+func (s *Server) asks(c *net.UnixConn) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking[c] = time.Now()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.asking, c)
 	}
 }
 
@@ -187,7 +217,9 @@ func (s *Server) answer(ctx context.Context, c *net.UnixConn) (any, error) {
 		s.denied.Add(1)
 		return nil, &badRequest{"permission denied", err}
 	}
+	done := s.asks(c)
 	req, err := s.read(c)
+	done()
 	if err != nil {
 		return nil, err
 	}
