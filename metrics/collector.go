@@ -24,6 +24,10 @@ var (
 	linkPackets = desc("link_packets_total", "Ethernet frames at the TAP device; with offloads one frame holds up to 64 KiB.", "direction")
 	linkDrops   = desc("drops_total", "Frames and datagrams that were not passed on.", "reason")
 
+	fragments   = desc("fragments_total", "Fragments of IP packets from the container.")
+	reassembled = desc("fragments_reassembled_total", "UDP and ICMP messages from the container that were put together of fragments.")
+	leases      = desc("dhcp_leases", "DHCP leases that clients hold.")
+
 	tcpBytes      = desc("tcp_payload_bytes_total", "TCP payload through the TAP device.", "direction")
 	tcpOpen       = desc("tcp_flows_open", "TCP flows through the TAP device that are open.")
 	tcpTotal      = desc("tcp_flows_total", "TCP flows through the TAP device.")
@@ -74,6 +78,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.both(linkBytes, s.Link.FromBytes, s.Link.ToBytes)
 	e.both(linkPackets, s.Link.FromPackets, s.Link.ToPackets)
 	e.each(linkDrops, s.Drops)
+	e.counter(fragments, s.Fragments)
+	e.counter(reassembled, s.Reassembled)
+	e.gauge(leases, s.Leases)
 
 	e.both(tcpBytes, s.TCPFromBytes, s.TCPToBytes)
 	e.gauge(tcpOpen, s.FlowsOpen)

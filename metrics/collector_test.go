@@ -37,6 +37,7 @@ func sample() Snapshot {
 		DNS:            DNS{Queries: 27, Failures: 28},
 		ICMP:           ICMP{Requests: 29, Replies: 30},
 		EngineRestarts: 31,
+		Fragments:      48, Reassembled: 49, Leases: 50,
 		Ports: []Port{
 			{Protocol: "tcp", Listen: "0.0.0.0:8080", ContainerPort: 80, Path: "kernel", Open: 32, Total: 33, Refused: 34, FromBytes: 35, ToBytes: 36},
 			{Protocol: "udp", Listen: "127.0.0.1:53", ContainerPort: 5353, Path: "tap", Open: 37, Total: 38, Refused: 39, FromBytes: 40, ToBytes: 41},

@@ -18,6 +18,11 @@ type Snapshot struct {
 	// Link counts whole Ethernet frames at the TAP device; a frame of up to 64 KiB is
 	// one packet where the device has offloads.
 	Link Traffic
+	// Fragments of IP packets that came from the container, and Reassembled, the UDP and
+	// echo messages that were put together of them. Others miss a part, or made room.
+	Fragments, Reassembled uint64
+	// Leases of DHCP that clients hold.
+	Leases int64
 	// Drops are frames and datagrams that were not passed on, by reason.
 	Drops map[string]uint64
 

@@ -36,6 +36,7 @@ func (s *Stack) serveDNS(src, dst netip.AddrPort, payload []byte, reply func([]b
 // handleFragmentedUDP takes a datagram that arrived in fragments: gVisor has
 // reassembled it, and it goes the way of all others from here.
 func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	s.stats.reassembled.Add(1)
 	return s.nat.Input(tap.Header{}, s.reassembled(id, pkt))
 }
 
@@ -46,6 +47,7 @@ func (s *Stack) handleEcho(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	if slices.Contains(s.own, a) {
 		return false
 	}
+	s.stats.reassembled.Add(1)
 	s.echo.Input(tap.Header{}, s.reassembled(id, pkt))
 	return true // gVisor would answer for the whole world
 }

@@ -62,6 +62,7 @@ type counters struct {
 	dialsRefused     atomic.Uint64
 	dialsPaced       atomic.Uint64
 	handshakesFailed atomic.Uint64
+	reassembled      atomic.Uint64
 	dialErrors       [causes]atomic.Uint64
 }
 
@@ -126,6 +127,9 @@ type Stats struct {
 	// HandshakesFailed counts flows whose guest went away before its handshake
 	// was done.
 	HandshakesFailed uint64
+	// Reassembled counts UDP and echo messages that came in fragments and were put
+	// together.
+	Reassembled uint64
 	// DialErrors counts failed dials by cause. The causes are a fixed set.
 	DialErrors map[string]uint64
 	// GVisor are gVisor's own counters by their path in its tcpip.Stats in
@@ -142,9 +146,9 @@ func (s *Stack) Stats() Stats {
 		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
 		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(), DialsPaced: c.dialsPaced.Load(),
-		HandshakesFailed: c.handshakesFailed.Load(),
-		DialErrors:       make(map[string]uint64, causes),
-		GVisor:           make(map[string]uint64),
+		HandshakesFailed: c.handshakesFailed.Load(), Reassembled: c.reassembled.Load(),
+		DialErrors: make(map[string]uint64, causes),
+		GVisor:     make(map[string]uint64),
 	}
 	if s.dns != nil {
 		out.DNS = s.dns.Stats()

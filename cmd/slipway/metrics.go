@@ -42,7 +42,8 @@ func (s source) Snapshot() metrics.Snapshot {
 		Link: metrics.Traffic{
 			FromBytes: n.Link.RxBytes, ToBytes: n.Link.TxBytes, FromPackets: n.Link.RxPackets, ToPackets: n.Link.TxPackets,
 		},
-		Drops:        drops,
+		Drops:     drops,
+		Fragments: n.Link.RxFragments, Reassembled: n.Reassembled, Leases: int64(n.DHCP.Leases),
 		TCPFromBytes: n.TCPFromGuest, TCPToBytes: n.TCPToGuest,
 		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,

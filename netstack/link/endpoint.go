@@ -278,6 +278,9 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 			}
 		}
 	}
+	if isFragment(frame) {
+		e.stats.rxFragments.Add(1)
+	}
 	if h.GSOType&^tap.GSOECN == tap.GSOUDPL4 {
 		// Many datagrams behind one header would look like one to gVisor.
 		e.stats.rxDropped[badLength].Add(1)
@@ -303,6 +306,19 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	}
 	dispatch(d, payload)
 	return big
+}
+
+// isFragment reports whether a frame that the guard has passed is part of an IP packet.
+// In IPv6 the fragment header is the first that the kernel sends (RFC 8200 section 4.1).
+func isFragment(frame []byte) bool {
+	b := frame[header.EthernetMinimumSize:]
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case uint16(header.IPv4ProtocolNumber):
+		return header.IPv4(b).More() || header.IPv4(b).FragmentOffset() != 0
+	case uint16(header.IPv6ProtocolNumber):
+		return header.IPv6(b).NextHeader() == uint8(header.IPv6FragmentExtHdrIdentifier)
+	}
+	return false
 }
 
 // headersLen is the length in bytes of the Ethernet, IP and TCP headers of a frame

@@ -27,6 +27,7 @@ type counters struct {
 	txPackets, txBytes    atomic.Uint64
 	rxBadHeader, rxErrors atomic.Uint64
 	rxDropped             [reasons]atomic.Uint64
+	rxFragments           atomic.Uint64
 	txDown, txFull, txBad atomic.Uint64
 }
 
@@ -48,6 +49,9 @@ type Stats struct {
 	TxPackets, TxBytes uint64
 	// Dropped counts frames by reason. The reasons are a fixed set.
 	Dropped map[string]uint64
+	// RxFragments counts the fragments of IP packets that were passed on to be put
+	// together.
+	RxFragments uint64
 	// Neighbours are addresses of the guest that were seen elsewhere than at its expected
 	// Ethernet address, NeighboursForgotten those that made room for others.
 	Neighbours, NeighboursForgotten uint64
@@ -65,6 +69,7 @@ func (e *Endpoint) Stats() Stats {
 		TxPackets: c.txPackets.Load(),
 		TxBytes:   c.txBytes.Load(),
 
+		RxFragments:         c.rxFragments.Load(),
 		Neighbours:          e.cfg.Neighbours.Known(),
 		NeighboursForgotten: e.cfg.Neighbours.Forgotten(),
 		NeighboursDoubted:   e.cfg.Neighbours.Doubted(),
