@@ -32,11 +32,10 @@ const (
 )
 
 const (
-	// dialsPerCPU is how many connections the guest may begin a second, see package pace.
+	// dialsPerCPU is how many connections that come to nothing the guest may begin a
+	// second, see package pace. Its kernel sends a SYN that was dropped again after a
+	// second (RFC 6298 section 2).
 	dialsPerCPU = 2000
-	// dialLate is for how long a SYN may wait for its turn. The guest's kernel sends one
-	// that was dropped again after a second (RFC 6298 section 2).
-	dialLate = 250 * time.Millisecond
 	// dialGrace is how old a pending dial is before it makes room for a new one: most of
 	// the world has answered by then.
 	dialGrace = 250 * time.Millisecond
@@ -47,8 +46,8 @@ const (
 	// once.
 	maxHandshakes = 256
 	handshakeTime = 10 * time.Second
-	// unfinishedCost is how many connections one counts for whose handshake the guest did
-	// not finish: the host had it already.
+	// unfinishedCost is for how many more connections one counts whose handshake the guest
+	// did not finish: the host had it already.
 	unfinishedCost = 5
 )
 
@@ -75,7 +74,7 @@ type guestTCP struct {
 	forward *tcp.Forwarder
 	dialer  net.Dialer
 
-	pace pace.Limiter
+	pace *pace.Limiter
 
 	mu sync.Mutex
 	// requests are those in flight, at most Limits.PendingDials and maxGivenUp more.
@@ -91,7 +90,6 @@ type guestTCP struct {
 type request struct {
 	id           stack.TransportEndpointID
 	syn          *stack.PacketBuffer // for the ICMP error that may be the answer
-	delay        time.Duration       // until its turn
 	since        time.Time
 	ctx          context.Context
 	cancel       context.CancelCauseFunc
@@ -149,8 +147,7 @@ func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		t.s.stats.dialsRefused.Add(1)
 		return false
 	}
-	delay, ok := t.pace.Wait(dialLate)
-	if !ok {
+	if !t.pace.Take() {
 		t.s.stats.dialsPaced.Add(1)
 		return false
 	}
@@ -158,7 +155,7 @@ func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		t.s.stats.dialsRefused.Add(1)
 		t.giveUp(t.oldest)
 	}
-	r := &request{id: id, syn: pkt.Clone(), delay: delay, since: now, older: t.newest}
+	r := &request{id: id, syn: pkt.Clone(), since: now, older: t.newest}
 	r.ctx, r.cancel = context.WithCancelCause(t.s.ctx)
 	t.requests[id] = r
 	if t.newest != nil {
@@ -286,11 +283,12 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 	r.Complete(false)
 	if terr != nil {
 		t.s.stats.handshakesFailed.Add(1)
-		t.pace.ReserveN(time.Now(), unfinishedCost)
+		t.pace.Charge(unfinishedCost)
 		_ = conn.SetLinger(0)
 		_ = conn.Close()
 		return nil, nil
 	}
+	t.pace.Give()
 	return ep, conn
 }
 
@@ -313,18 +311,9 @@ func (t *guestTCP) abort(id stack.TransportEndpointID, handshake <-chan struct{}
 	}
 }
 
-// dial opens the host's side of a flow to dst when it is its turn.
+// dial opens the host's side of a flow to dst.
 func (t *guestTCP) dial(req *request, dst netip.AddrPort) (*net.TCPConn, error) {
 	s := t.s
-	if req.delay > 0 {
-		turn := time.NewTimer(req.delay)
-		defer turn.Stop()
-		select {
-		case <-turn.C:
-		case <-req.ctx.Done():
-			return nil, context.Cause(req.ctx)
-		}
-	}
 	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
 		return nil, fmt.Errorf("%d flows: %w", s.cfg.Limits.Flows, ErrLimit)
 	}

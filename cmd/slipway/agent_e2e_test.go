@@ -110,7 +110,7 @@ type agentState struct {
 	pages     pages
 
 	pathPassed, pathDropped atomic.Int64 // packets of path
-	calmFlood func() int // ends a flood
+	calmFlood               func() int   // ends a flood
 }
 
 // serveAgent is the agent. It ends with its standard input.

@@ -23,7 +23,7 @@ func (r *Relay) Query(_ netip.AddrPort, payload []byte, reply func(answer []byte
 		r.count.malformed.Add(1)
 		return
 	}
-	if !r.pace.Allow() {
+	if !r.pace.Take() {
 		r.count.paced.Add(1)
 		return
 	}

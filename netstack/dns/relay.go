@@ -40,7 +40,7 @@ type Relay struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	slots  chan struct{}
-	pace   pace.Limiter
+	pace   *pace.Limiter
 	tasks  sync.WaitGroup
 	buffer sync.Pool // of *[maxMessage]byte
 

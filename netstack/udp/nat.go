@@ -55,8 +55,8 @@ type Limits struct {
 
 const dnsPort = 53
 
-// sessionsPerCPU is how many sessions the guest may begin a second, see package pace.
-// They are made by the one who reads its packets.
+// sessionsPerCPU is how many sessions that nobody answers the guest may begin a second,
+// see package pace. They are made by the one who reads its packets.
 const sessionsPerCPU = 1000
 
 func (l *Limits) defaults() error {
@@ -138,8 +138,8 @@ type NAT struct {
 	tick      time.Duration // between sweeps
 	started   time.Time
 	errors    limiter
-	pace      pace.Limiter // of sessions
-	scratch   sync.Pool    // of *wire.Scratch, off the poller
+	pace      *pace.Limiter // of sessions
+	scratch   sync.Pool     // of *wire.Scratch, off the poller
 
 	now    atomic.Int64 // nanoseconds since started, as of the poller's last wake-up
 	closed atomic.Bool
@@ -286,7 +286,7 @@ func (n *NAT) first(s *session, d *datagram) {
 		return
 	}
 	fresh := s == nil
-	if fresh && !n.pace.Allow() {
+	if fresh && !n.pace.Take() {
 		n.count.paced.Add(uint64(d.count()))
 		return
 	}

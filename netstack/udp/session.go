@@ -135,7 +135,9 @@ func (s *session) accept(m *message) (from, to netip.AddrPort, ok bool) {
 		return from, to, false
 	}
 	s.seen.Store(s.nat.now.Load())
-	s.replied.Store(true)
+	if !s.replied.Load() && s.replied.CompareAndSwap(false, true) {
+		s.nat.pace.Give()
+	}
 	return from, s.guest, true
 }
 

@@ -7,30 +7,53 @@ import (
 	"time"
 )
 
-// TestWait: a quarter of a second's flows at once, then each at its time, and none that
-// would be late.
-func TestWait(t *testing.T) {
+// take counts how many of n are let through.
+func take(l *Limiter, n int) (taken int) {
+	for range n {
+		if l.Take() {
+			taken++
+		}
+	}
+	return taken
+}
+
+// TestLimiter: a quarter of a second's flows at once, then each at its time; those that
+// come to something do not count, others can count for more.
+func TestLimiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New(400)
-		perSecond := 400 * runtime.GOMAXPROCS(0)
-		const most = 100 * time.Millisecond
-		now, later := 0, 0
-		for range perSecond {
-			switch d, ok := l.Wait(most); {
-			case ok && d == 0:
-				now++
-			case ok && d <= most:
-				later++
-			case ok:
-				t.Fatalf("a wait of %s", d)
+		const perCPU = 400
+		l := New(perCPU)
+		perSecond := perCPU * runtime.GOMAXPROCS(0)
+		for _, tt := range []struct {
+			name string
+			do   func()
+			want int
+		}{
+			{"at once", func() {}, perSecond / 4},
+			{"after that", func() {}, 0},
+			{"after 100 ms", func() { time.Sleep(100 * time.Millisecond) }, perSecond / 10},
+			{"after a second", func() { time.Sleep(time.Second) }, perSecond / 4},
+			{"returned", func() { l.Give(); l.Give() }, 2},
+			{"returned more than there is room for", func() { l.Charge(float64(-10 * perSecond)) }, perSecond / 4},
+			{"charged for 50 ms more", func() { l.Charge(float64(perSecond) / 20); time.Sleep(150 * time.Millisecond) }, perSecond / 10},
+		} {
+			tt.do()
+			if got := take(l, perSecond); got != tt.want {
+				t.Errorf("%s: %d taken, want %d", tt.name, got, tt.want)
 			}
 		}
-		if now != perSecond/4 || later < perSecond/10-1 || later > perSecond/10+1 {
-			t.Errorf("%d at once and %d later, want %d and %d", now, later, perSecond/4, perSecond/10)
-		}
-		time.Sleep(time.Second)
-		if d, ok := l.Wait(0); !ok || d != 0 {
-			t.Errorf("after a second: %s, %v", d, ok)
+	})
+}
+
+// TestHonest: as many flows as a guest likes while they come to something.
+func TestHonest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(10)
+		for i := range 1000 {
+			if !l.Take() {
+				t.Fatalf("flow %d was refused", i)
+			}
+			l.Give()
 		}
 	})
 }
