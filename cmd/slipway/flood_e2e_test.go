@@ -3,11 +3,9 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"maps"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,26 +77,6 @@ func (h *floodHost) rate(d time.Duration) float64 {
 	before, begin := h.taken.Load(), time.Now()
 	time.Sleep(d) // what is measured is this while
 	return float64(h.taken.Load()-before) / time.Since(begin).Seconds()
-}
-
-// resident is the memory of a process in bytes, proc_pid_status(5).
-func resident(t *testing.T, pid int) int {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.Atoi(strings.Fields(rest)[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	t.Fatalf("process %d has no memory", pid)
-	return 0
 }
 
 func median(of []float64) float64 {
