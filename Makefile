@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance stall long-path locked-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -58,6 +58,9 @@ test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 
 conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
 	@E2EFLAGS='-test.parallel 6 -test.run TestConformance' sh .make/e2e.sh
+
+flood: build ## a guest that floods its network: others' throughput, memory, counters (3 minutes)
+	@E2EFLAGS='-test.run TestFlood' sh .make/e2e.sh
 
 stall: build ## page loads at every MTU meet no time-out and no closed window
 	@E2EFLAGS='-test.run TestStall' sh .make/e2e.sh

@@ -35,7 +35,7 @@ const (
 	// dialsPerCPU is how many connections that come to nothing the guest may begin a
 	// second, see package pace. Its kernel sends a SYN that was dropped again after a
 	// second (RFC 6298 section 2).
-	dialsPerCPU = 2000
+	dialsPerCPU = 1000
 	// dialGrace is how old a pending dial is before it makes room for a new one: most of
 	// the world has answered by then.
 	dialGrace = 250 * time.Millisecond

@@ -42,7 +42,6 @@ func (r *Relay) Query(_ netip.AddrPort, payload []byte, reply func(answer []byte
 			return
 		}
 		r.count.answers.Add(1)
-		r.pace.Give()
 		reply(answer)
 	}()
 }

@@ -57,7 +57,7 @@ const dnsPort = 53
 
 // sessionsPerCPU is how many sessions that nobody answers the guest may begin a second,
 // see package pace. They are made by the one who reads its packets.
-const sessionsPerCPU = 1000
+const sessionsPerCPU = 500
 
 func (l *Limits) defaults() error {
 	for _, f := range []struct {

@@ -15,19 +15,18 @@ import (
 
 // Limiter is a token bucket that gets tokens back. It is safe for concurrent use.
 type Limiter struct {
-	perSecond, burst float64
+	perSecond float64
 
 	mu     sync.Mutex // guards the following fields
 	tokens float64    // below zero after Charge
 	filled time.Time
 }
 
-// New returns a bound of perCPU flows a second for each CPU that the program uses. As
-// many as come in a quarter of a second may come at once.
+// New returns a bound of perCPU flows a second for each CPU that the program uses. A
+// second's may come at once, and wait for what they come to.
 func New(perCPU int) *Limiter {
 	perSecond := float64(perCPU * runtime.GOMAXPROCS(0))
-	burst := max(perSecond/4, 1)
-	return &Limiter{perSecond: perSecond, burst: burst, tokens: burst, filled: time.Now()}
+	return &Limiter{perSecond: perSecond, tokens: perSecond, filled: time.Now()}
 }
 
 // Take asks for a flow. It returns false when there is no token for it.
@@ -35,7 +34,7 @@ func (l *Limiter) Take() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	l.tokens = min(l.burst, l.tokens+l.perSecond*now.Sub(l.filled).Seconds())
+	l.tokens = min(l.perSecond, l.tokens+l.perSecond*now.Sub(l.filled).Seconds())
 	l.filled = now
 	if l.tokens < 1 {
 		return false
@@ -51,5 +50,5 @@ func (l *Limiter) Give() { l.Charge(-1) }
 func (l *Limiter) Charge(tokens float64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tokens = min(l.burst, l.tokens-tokens)
+	l.tokens = min(l.perSecond, l.tokens-tokens)
 }
