@@ -39,7 +39,7 @@ build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
 demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
 	@sh .make/demo.sh
 
-test: deps build vet test-unit test-e2e ## everything that must pass: build, vet, unit and end-to-end tests
+test: deps build vet test-unit test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
 
 vet: ## go vet, also of the end-to-end tests, and the arm64 build
 	$(GO) vet $(PACKAGES)
@@ -71,7 +71,7 @@ long-path: build ## one flow each way over 100 ms: the host itself, slipway, sli
 locked-cost: build ## what --enable-sandbox and --enable-seccomp cost in CPU time, in pairs (5 minutes)
 	@E2EFLAGS='-test.run TestLockedCost' sh .make/e2e.sh
 
-test-clients: deps-clients build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
+test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh
 
 integrity: build ## 1 GiB each way over every path, MTU and device, as you and, for root, as a user (12 minutes)

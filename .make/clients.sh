@@ -58,6 +58,7 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "clients: skipped: only root can make the host on which an ordinary user's clients run" >&2
 	exit
 fi
+sh .make/deps.sh clients
 tmp=$(mktemp -d /tmp/slw.XXXXXX) # short: sockets are below it
 host=
 end() {
