@@ -20,7 +20,7 @@ if [ "${1:-}" = clients ]; then
 	scope=clients
 	shift
 	# A distribution that lacks one leaves that client's tests out.
-	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables"
+	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables sysctl"
 fi
 tun=/dev/net/tun
 range=65536
@@ -61,6 +61,8 @@ package() { # MANAGER TOOL -> the package that has the tool
 	apk:setpriv) echo setpriv ;;
 	*:unshare | *:nsenter | *:setpriv) echo util-linux ;;
 	*:pasta) echo passt ;;
+	dnf:sysctl | pacman:sysctl) echo procps-ng ;;
+	*:sysctl) echo procps ;;
 	apt-get:busybox | apk:busybox | zypper:busybox) echo busybox-static ;;
 	*) echo "$2" ;;
 	esac
