@@ -258,12 +258,13 @@ func (c *crafter) discovery() []byte {
 	return c.ip(from, gatewayAddr6, ipICMPv6, 0, 2, append(b, link...))
 }
 
-// fragment is the first or a later one of a datagram of which no other comes.
+// fragment is the first or a later one of a datagram of which no other comes. Its identity
+// (16 bits, and who talks to whom) is no other datagram's.
 func (c *crafter) fragment() []byte {
 	payload := make([]byte, 8*(1+c.rnd.IntN(180)))
 	offset := uint16(c.rnd.IntN(2) * c.rnd.IntN(1000))
 	if c.rnd.IntN(2) == 0 {
-		return c.ip(guestAddr, gatewayAddr, ipUDP, 0x2000|offset, -1, payload)
+		return c.ip(guestAddr, c.world(), ipUDP, 0x2000|offset, -1, payload)
 	}
 	b := []byte{ipUDP, 0, 0, 0, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(b[2:], offset<<3|1)
