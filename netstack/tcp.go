@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -79,24 +80,21 @@ type guestTCP struct {
 	mu sync.Mutex
 	// requests are those in flight, at most Limits.PendingDials and maxGivenUp more.
 	requests map[stack.TransportEndpointID]*request
-	// oldest and newest are the ends of a list of them in order of age, without those
-	// that were given up.
-	oldest, newest *request
-	waiting        int // the length of the list
-	handshakes     int // how many in the list are at the guest's handshake
+	// waiting are those of them, oldest first, that were not given up; shaking are those of
+	// waiting that are at the guest's handshake. Both are of *request.
+	waiting, shaking list.List
 }
 
 // request is a connection of the guest that is being made.
 type request struct {
-	id           stack.TransportEndpointID
-	syn          *stack.PacketBuffer // for the ICMP error that may be the answer
-	since        time.Time
-	ctx          context.Context
-	cancel       context.CancelCauseFunc
-	older, newer *request
-	shaking      bool // at the guest's handshake
-	taken        bool // by the goroutine that serves it
-	givenUp      bool
+	id     stack.TransportEndpointID
+	syn    *stack.PacketBuffer // for the ICMP error that may be the answer
+	since  time.Time
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	taken  bool // by the goroutine that serves it
+	// Its places in guestTCP's lists, nil where it is not in one.
+	waiting, shaking *list.Element
 }
 
 func newGuestTCP(s *Stack) *guestTCP {
@@ -142,8 +140,8 @@ func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		return true
 	}
 	now := time.Now()
-	full := t.waiting >= t.s.cfg.Limits.PendingDials
-	if full && (now.Sub(t.oldest.since) < dialGrace || len(t.requests)-t.waiting >= maxGivenUp) {
+	full := t.waiting.Len() >= t.s.cfg.Limits.PendingDials
+	if full && (now.Sub(oldest(&t.waiting).since) < dialGrace || len(t.requests)-t.waiting.Len() >= maxGivenUp) {
 		t.s.stats.dialsRefused.Add(1)
 		return false
 	}
@@ -152,45 +150,33 @@ func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		return false
 	}
 	if full {
-		t.s.stats.dialsRefused.Add(1)
-		t.giveUp(t.oldest)
+		t.giveUp(oldest(&t.waiting))
 	}
-	r := &request{id: id, syn: pkt.Clone(), since: now, older: t.newest}
+	r := &request{id: id, syn: pkt.Clone(), since: now}
 	r.ctx, r.cancel = context.WithCancelCause(t.s.ctx)
 	t.requests[id] = r
-	if t.newest != nil {
-		t.newest.newer = r
-	} else {
-		t.oldest = r
-	}
-	t.newest = r
-	t.waiting++
+	r.waiting = t.waiting.PushBack(r)
 	return true
 }
 
-// unlink takes a request out of the list.
+// oldest is the first request of a list that is not empty.
+func oldest(l *list.List) *request { return l.Front().Value.(*request) } //nolint:forcetypeassert // nothing else is put there
+
+// unlink takes a request out of the lists.
 func (t *guestTCP) unlink(r *request) {
-	if r.older != nil {
-		r.older.newer = r.newer
-	} else {
-		t.oldest = r.newer
+	if r.waiting != nil {
+		t.waiting.Remove(r.waiting)
 	}
-	if r.newer != nil {
-		r.newer.older = r.older
-	} else {
-		t.newest = r.older
+	if r.shaking != nil {
+		t.shaking.Remove(r.shaking)
 	}
-	r.older, r.newer = nil, nil
-	t.waiting--
-	if r.shaking {
-		t.handshakes--
-	}
+	r.waiting, r.shaking = nil, nil
 }
 
 // giveUp lets a request make room for another. The goroutine that serves it ends it.
 func (t *guestTCP) giveUp(r *request) {
+	t.s.stats.dialsRefused.Add(1)
 	t.unlink(r)
-	r.givenUp = true
 	r.cancel(errGivenUp)
 	if !r.taken {
 		delete(t.requests, r.id)
@@ -202,28 +188,20 @@ func (t *guestTCP) giveUp(r *request) {
 func (t *guestTCP) shake(r *request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r.givenUp {
+	if r.waiting == nil { // given up
 		return
 	}
-	if t.handshakes >= maxHandshakes {
-		old := t.oldest
-		for !old.shaking {
-			old = old.newer
-		}
-		t.s.stats.dialsRefused.Add(1)
-		t.giveUp(old)
+	if t.shaking.Len() >= maxHandshakes {
+		t.giveUp(oldest(&t.shaking))
 	}
-	r.shaking = true
-	t.handshakes++
+	r.shaking = t.shaking.PushBack(r)
 }
 
 // end forgets a request.
 func (t *guestTCP) end(r *request) {
 	t.mu.Lock()
 	delete(t.requests, r.id)
-	if !r.givenUp {
-		t.unlink(r)
-	}
+	t.unlink(r)
 	t.mu.Unlock()
 	r.cancel(nil)
 	r.syn.DecRef()

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -385,12 +386,8 @@ func (s *agentState) steady(args []string) (string, error) {
 	}
 	go func() {
 		defer c.Close()
-		b := make([]byte, 256<<10)
-		for {
-			if _, err := c.Write(b); err != nil {
-				return
-			}
-		}
+		var sent atomic.Int64
+		bulkSend(c.(*net.TCPConn), &sent)
 	}()
 	return "", nil
 }

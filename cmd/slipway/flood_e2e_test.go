@@ -79,11 +79,6 @@ func (h *floodHost) rate(d time.Duration) float64 {
 	return float64(h.taken.Load()-before) / time.Since(begin).Seconds()
 }
 
-func median(of []float64) float64 {
-	slices.Sort(of)
-	return of[len(of)/2]
-}
-
 // compare floods in turns with nothing, and returns which part of its throughput the bulk
 // flow keeps, and how many frames the floods had. During is called while it is flooded.
 func (h *floodHost) compare(guest *agent, kind string, during func()) (kept float64, frames int) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -304,4 +305,10 @@ func find(t *testing.T, pid int, what string, is func(cmdline string) bool) int 
 		return matches == 1
 	})
 	return found
+}
+
+// median is that of an odd number of measurements.
+func median(of []float64) float64 {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
 }

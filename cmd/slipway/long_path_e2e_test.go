@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -312,11 +311,6 @@ type longFlows struct {
 }
 
 // median is that of the rates.
-func (f *longFlows) median() float64 {
-	sorted := slices.Sorted(slices.Values(f.rates))
-	return sorted[len(sorted)/2]
-}
-
 // TestLongPath: one TCP flow of a container to or from a host that is 100 ms away is as
 // fast as one of the container's host, each way. slirp4netns is shown beside.
 func TestLongPath(t *testing.T) {
@@ -373,7 +367,7 @@ func TestLongPath(t *testing.T) {
 	const row = "| %-14s | %-11s | %-25s | %6s | %-18s | %-10s |\n"
 	fmt.Printf(row, "flow of 6 s", "of", "Mbit/s in each round", "ratio", "most sent ahead", "dropped")
 	for _, way := range []byte{bulkUp, bulkDown} {
-		host := results[way][0].median()
+		host := median(results[way][0].rates)
 		for i, name := range names {
 			f := &results[way][i]
 			direction, ahead := "from far away", ""
@@ -384,7 +378,7 @@ func TestLongPath(t *testing.T) {
 			for _, r := range f.rates {
 				rates = append(rates, fmt.Sprintf("%.1f", r*8/1e6))
 			}
-			ratio := f.median() / host
+			ratio := median(f.rates) / host
 			fmt.Printf(row, direction, name, strings.Join(rates, " "), fmt.Sprintf("%.3f", ratio), ahead, strings.Join(f.drops, " "))
 			if name == "slipway" && ratio < 0.9 {
 				t.Errorf("%s, slipway reaches %.3f of what the host does, want 0.9", direction, ratio)

@@ -15,8 +15,9 @@ import (
 // Restrict takes from a monitor, and from the engines that it starts afterwards, what
 // they can do without: no_new_privs, no capability but CAP_NET_BIND_SERVICE in any set,
 // and no file but to read what is below the root, which is Root's, and the removal of
-// files in the directory removable, where that is not nil. It works on the whole process and cannot be undone.
-// Landlock is best effort, as in Lock. The current directory is / afterwards.
+// files in the directory removable, where that is not nil. It works on the whole process
+// and cannot be undone. Landlock is best effort, as in Lock. The current directory is /
+// afterwards.
 func Restrict(removable *os.File) error {
 	if err := noNewPrivileges(); err != nil {
 		return err

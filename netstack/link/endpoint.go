@@ -278,9 +278,6 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 			}
 		}
 	}
-	if isFragment(frame) {
-		e.stats.rxFragments.Add(1)
-	}
 	if h.GSOType&^tap.GSOECN == tap.GSOUDPL4 {
 		// Many datagrams behind one header would look like one to gVisor.
 		e.stats.rxDropped[badLength].Add(1)
@@ -289,7 +286,10 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	// gVisor's IP layer holds a reference to the network header while it reads on, and
 	// what has two references is copied before the next look at it
 	// (buffer.Buffer.PullUp). So the headers lie apart from the data.
-	heads := headersLen(frame)
+	heads, fragment := headersLen(frame)
+	if fragment {
+		e.stats.rxFragments.Add(1)
+	}
 	payload := buffer.MakeWithData(frame[:heads])
 	switch {
 	case n == heads:
@@ -308,47 +308,39 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	return big
 }
 
-// isFragment reports whether a frame that the guard has passed is part of an IP packet.
-// In IPv6 the fragment header is the first that the kernel sends (RFC 8200 section 4.1).
-func isFragment(frame []byte) bool {
-	b := frame[header.EthernetMinimumSize:]
-	switch binary.BigEndian.Uint16(frame[12:]) {
-	case uint16(header.IPv4ProtocolNumber):
-		return header.IPv4(b).More() || header.IPv4(b).FragmentOffset() != 0
-	case uint16(header.IPv6ProtocolNumber):
-		return header.IPv6(b).NextHeader() == uint8(header.IPv6FragmentExtHdrIdentifier)
-	}
-	return false
-}
-
 // headersLen is the length in bytes of the Ethernet, IP and TCP headers of a frame
 // that the guard has passed, or of all of it where it is anything else than TCP in one
-// piece.
-func headersLen(frame []byte) int {
+// piece; and whether it is a fragment of an IP packet. In IPv6 the fragment header is the
+// first that the kernel sends (RFC 8200 section 4.1).
+func headersLen(frame []byte) (length int, fragment bool) {
 	if len(frame) < header.EthernetMinimumSize+header.IPv4MinimumSize {
-		return len(frame)
+		return len(frame), false
 	}
 	l := header.EthernetMinimumSize
 	var proto tcpip.TransportProtocolNumber
 	switch b := frame[l:]; binary.BigEndian.Uint16(frame[12:]) {
 	case uint16(header.IPv4ProtocolNumber):
 		ip := header.IPv4(b)
+		if ip.More() || ip.FragmentOffset() != 0 {
+			return len(frame), true
+		}
 		proto = ip.TransportProtocol()
 		l += int(ip.HeaderLength())
-		if ip.More() || ip.FragmentOffset() != 0 {
-			return len(frame)
-		}
 	case uint16(header.IPv6ProtocolNumber):
 		if len(b) < header.IPv6MinimumSize {
-			return len(frame)
+			return len(frame), false
 		}
-		proto = tcpip.TransportProtocolNumber(header.IPv6(b).NextHeader())
+		next := header.IPv6(b).NextHeader()
+		if next == uint8(header.IPv6FragmentExtHdrIdentifier) {
+			return len(frame), true
+		}
+		proto = tcpip.TransportProtocolNumber(next)
 		l += header.IPv6MinimumSize
 	}
 	if proto != header.TCPProtocolNumber || len(frame) < l+header.TCPMinimumSize {
-		return len(frame)
+		return len(frame), false
 	}
-	return min(l+int(header.TCP(frame[l:]).DataOffset()), len(frame))
+	return min(l+int(header.TCP(frame[l:]).DataOffset()), len(frame)), false
 }
 
 // dispatch hands a whole Ethernet frame to gVisor.

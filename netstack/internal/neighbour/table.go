@@ -34,9 +34,19 @@ type Table struct {
 
 	// home are the last addresses seen where they were expected, IPv4 and IPv6. For the
 	// goroutine that calls Learn.
-	home [2]struct {
-		addr netip.Addr
-		settlement
+	home [2]home
+}
+
+// home is an address that is where it is expected.
+type home struct {
+	addr netip.Addr
+	settlement
+}
+
+// heard notes that a is there. Most frames are of one address: they write nothing.
+func (h *home) heard(a netip.Addr) {
+	if !h.confirmed || h.addr != a {
+		h.addr, h.confirmed = a, true
 	}
 }
 
@@ -121,7 +131,7 @@ func (t *Table) Learn(a netip.Addr, mac [6]byte) {
 		home = &t.home[1]
 	}
 	if m == t.expected && !t.used.Load() {
-		home.addr, home.confirmed = a, true
+		home.heard(a)
 		return
 	}
 	s := t.set(a)
@@ -137,7 +147,7 @@ func (t *Table) Learn(a netip.Addr, mac [6]byte) {
 		return
 	}
 	if m == t.expected {
-		home.addr, home.confirmed = a, true
+		home.heard(a)
 		return
 	}
 	if a == home.addr && !home.mayMove() {
