@@ -59,8 +59,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%w: MTU %d, want %d to %d bytes", ErrConfig, c.MTU, minMTU, maxMTU)
 	}
 	for _, want := range c.Only {
-		if !slices.ContainsFunc(catalogue(), func(cell Cell) bool { return cell.matches(want) }) {
-			return fmt.Errorf("%w: no row %q, the rows are %s", ErrConfig, want, strings.Join(cellIDs(), ", "))
+		if !slices.ContainsFunc(catalogue(c.MTU), func(cell Cell) bool { return cell.matches(want) }) {
+			return fmt.Errorf("%w: no row %q, the rows are %s", ErrConfig, want, strings.Join(cellIDs(c.MTU), ", "))
 		}
 	}
 	return nil
@@ -68,7 +68,7 @@ func (c Config) Validate() error {
 
 // cells are the rows that the configuration asks for.
 func (c Config) cells() []Cell {
-	return slices.DeleteFunc(catalogue(), func(cell Cell) bool {
+	return slices.DeleteFunc(catalogue(c.MTU), func(cell Cell) bool {
 		if cell.Driver == DriverHost || len(c.Only) == 0 {
 			return false
 		}

@@ -61,7 +61,7 @@ func parseIperf3(output []byte) (Sample, error) {
 		return Sample{}, fmt.Errorf("%w: the receiver got %d bytes in %g seconds", errIperf3, received.Bytes, received.Seconds)
 	}
 	s := Sample{
-		BitsPerSecond:      received.BitsPerSecond,
+		Value:              received.BitsPerSecond,
 		Seconds:            received.Seconds,
 		Retransmits:        doc.End.SumSent.Retransmits,
 		SenderCongestion:   doc.End.SenderCongestion,

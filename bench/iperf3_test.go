@@ -18,11 +18,11 @@ func TestParseIperf3(t *testing.T) {
 	}{
 		// Bytes are those of all intervals, the omitted one too; the speed is the receiver's.
 		{"iperf3-forward.json", Sample{
-			BitsPerSecond: 19158078973.610847, Seconds: 1.00079, Bytes: 2078670848 + 2394685440, Retransmits: 0,
+			Value: 19158078973.610847, Seconds: 1.00079, Bytes: 2078670848 + 2394685440, Retransmits: 0,
 			SenderCongestion: "reno", ReceiverCongestion: "reno",
 		}},
 		{"iperf3-reverse.json", Sample{
-			BitsPerSecond: 19946052564.105125, Seconds: 0.999998, Bytes: 2010120086 + 2493251584, Retransmits: 5,
+			Value: 19946052564.105125, Seconds: 0.999998, Bytes: 2010120086 + 2493251584, Retransmits: 5,
 			SenderCongestion: "reno", ReceiverCongestion: "reno",
 		}},
 	}

@@ -11,7 +11,7 @@ import (
 
 // SchemaVersion of [Report] in JSON. It rises when a reader of the old one would
 // misread the new one.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // Drivers: what gives the container its network.
 const (
@@ -25,9 +25,9 @@ const (
 type Workload string
 
 const (
-	// WorkloadStream is one TCP connection made by the container.
+	// WorkloadStream is TCP connections made by the container, as many as the cell says.
 	WorkloadStream Workload = "stream"
-	// WorkloadPublished is one TCP connection made by the host to a published port.
+	// WorkloadPublished is TCP connections made by the host to a published port.
 	WorkloadPublished Workload = "published"
 )
 
@@ -42,6 +42,18 @@ const (
 	// DirectionDown is into the container.
 	DirectionDown Direction = "down"
 )
+
+// Unit is what the value of a sample counts.
+type Unit string
+
+const (
+	UnitBitsPerSecond Unit = "bit/s" // of payload; more is better
+	UnitPerSecond     Unit = "1/s"   // connections, requests, queries, pages; more is better
+	UnitSeconds       Unit = "s"     // a latency or a time to get ready; less is better
+)
+
+// LessIsBetter says which of two values of the unit one would rather have.
+func (u Unit) LessIsBetter() bool { return u == UnitSeconds }
 
 // Report is one run: where, how, and every sample.
 type Report struct {
@@ -77,34 +89,62 @@ type Method struct {
 	Streams       int     `json:"streams"`
 }
 
-// Cell is one row: a driver doing a workload in a direction.
+// Cell is one row: a driver doing a workload in a direction, under the conditions that
+// the next fields name.
 type Cell struct {
 	Driver    string    `json:"driver"`
 	Workload  Workload  `json:"workload"`
 	Direction Direction `json:"direction"`
+	MTU       int       `json:"mtu,omitempty"` // bytes, of the container's link; 0: there is none
+	Streams   int       `json:"streams"`       // connections at a time
+	// Size in bytes of one datagram, request or page; 0: the workload has none.
+	Size int `json:"size,omitempty"`
+	// DelayMillis is the round trip in milliseconds that was put in on purpose.
+	DelayMillis int  `json:"delay_ms,omitempty"`
+	Unit        Unit `json:"unit"`
 	// Commands that set the row up and measure it, as a person would type them.
 	Commands []string `json:"commands,omitempty"`
 	// Processes whose CPU time is counted, by their command lines.
 	Processes []string `json:"processes,omitempty"`
 	Samples   []Sample `json:"samples,omitempty"`
 	// Error is why the row was given up.
-	Error   string   `json:"error,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Defect is a known fault of the driver that makes the figures what they are: they are
+	// shown, and nothing is divided by them.
+	Defect  string   `json:"defect,omitempty"`
 	Summary *Summary `json:"summary,omitempty"`
 }
 
 // Sample is one measurement.
 type Sample struct {
-	Round         int     `json:"round"` // 0: warm-up, not counted
-	BitsPerSecond float64 `json:"bits_per_second"`
-	Seconds       float64 `json:"seconds"`
-	// Bytes of payload, those of the omitted second included.
+	Round   int     `json:"round"` // 0: warm-up, not counted
+	Value   float64 `json:"value"` // in the unit of the cell
+	Seconds float64 `json:"seconds"`
+	// Bytes of payload, those of the omitted second included; 0: the workload does not count them.
 	Bytes       uint64 `json:"bytes"`
 	Retransmits uint64 `json:"retransmits"`
-	// CPUSeconds that the driver's own processes used for Bytes.
-	CPUSeconds         float64 `json:"cpu_seconds"`
-	SenderCongestion   string  `json:"sender_congestion_control,omitempty"`
-	ReceiverCongestion string  `json:"receiver_congestion_control,omitempty"`
-	Error              string  `json:"error,omitempty"`
+	// Loss is the share of datagrams that did not arrive, 0 to 1.
+	Loss float64 `json:"loss,omitempty"`
+	// Latency of single requests, where the workload is made of them.
+	Latency *Latency `json:"latency,omitempty"`
+	// CPUSeconds that the driver's own processes used meanwhile.
+	CPUSeconds float64 `json:"cpu_seconds"`
+	// SystemCPUSeconds that the whole machine used meanwhile, proc_stat(5), clients and
+	// servers included; and StealSeconds that others took from it.
+	SystemCPUSeconds float64 `json:"system_cpu_seconds,omitempty"`
+	StealSeconds     float64 `json:"steal_seconds,omitempty"`
+	// RSS in bytes of the driver's processes after the measurement.
+	RSS                uint64 `json:"rss_bytes,omitempty"`
+	SenderCongestion   string `json:"sender_congestion_control,omitempty"`
+	ReceiverCongestion string `json:"receiver_congestion_control,omitempty"`
+	Error              string `json:"error,omitempty"`
+}
+
+// Latency of the requests of one measurement, in seconds.
+type Latency struct {
+	P50  float64 `json:"p50"`
+	P99  float64 `json:"p99"`
+	P999 float64 `json:"p999"`
 }
 
 // Skip is a driver that was not measured, and why.
@@ -113,18 +153,37 @@ type Skip struct {
 	Reason string `json:"reason"`
 }
 
-// ID names a row: DRIVER/WORKLOAD/DIRECTION.
+// ID names a row: DRIVER/WORKLOAD/DIRECTION, and what else sets it apart, as in
+// slipway/stream/up,streams=4,mtu=65520.
 func (c Cell) ID() string {
-	return c.Driver + "/" + string(c.Workload) + "/" + string(c.Direction)
+	id := c.Driver + "/" + string(c.Workload) + "/" + string(c.Direction)
+	for _, d := range []struct {
+		name            string
+		value, ordinary int
+	}{
+		{"streams", c.Streams, 1},
+		{"size", c.Size, 0},
+		{"delay", c.DelayMillis, 0},
+		{"mtu", c.MTU, ordinaryMTU},
+	} {
+		if d.value != 0 && d.value != d.ordinary {
+			id += fmt.Sprintf(",%s=%d", d.name, d.value)
+		}
+	}
+	return id
 }
+
+// ordinaryMTU is the MTU in bytes that the name of a row leaves out.
+const ordinaryMTU = 1500
 
 // matches says whether a word of --only means this row.
 func (c Cell) matches(want string) bool {
-	return want != "" && strings.HasPrefix(c.ID()+"/", want+"/")
+	rest, ok := strings.CutPrefix(c.ID(), want)
+	return want != "" && ok && (rest == "" || rest[0] == '/' || rest[0] == ',')
 }
 
 // catalogue lists every row there is, in the order of measuring and printing.
-func catalogue() []Cell {
+func catalogue(mtu int) []Cell {
 	cells := []Cell{{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback}}
 	for _, way := range []Cell{
 		{Workload: WorkloadStream, Direction: DirectionUp},
@@ -137,12 +196,18 @@ func catalogue() []Cell {
 			cells = append(cells, way)
 		}
 	}
+	for i := range cells {
+		cells[i].Streams, cells[i].Unit = 1, UnitBitsPerSecond
+		if cells[i].Driver != DriverHost {
+			cells[i].MTU = mtu
+		}
+	}
 	return cells
 }
 
-func cellIDs() []string {
+func cellIDs(mtu int) []string {
 	var ids []string
-	for _, c := range catalogue() {
+	for _, c := range catalogue(mtu) {
 		ids = append(ids, c.ID())
 	}
 	return ids

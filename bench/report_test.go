@@ -17,10 +17,10 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // sampleReport is a run in which everything has happened that can.
 func sampleReport() *Report {
 	samples := func(gigabits ...float64) []Sample {
-		s := []Sample{{Round: 0, BitsPerSecond: 1e9, Seconds: 1, Bytes: 125e6}}
+		s := []Sample{{Round: 0, Value: 1e9, Seconds: 1, Bytes: 125e6}}
 		for i, g := range gigabits {
 			s = append(s, Sample{
-				Round: i + 1, BitsPerSecond: g * 1e9, Seconds: 4, Bytes: uint64(g * 1e9 / 8 * 5), CPUSeconds: 0.2 * g,
+				Round: i + 1, Value: g * 1e9, Seconds: 4, Bytes: uint64(g * 1e9 / 8 * 5), CPUSeconds: 0.2 * g,
 				Retransmits: uint64(i), SenderCongestion: "reno", ReceiverCongestion: "reno",
 			})
 		}
@@ -48,6 +48,13 @@ func sampleReport() *Report {
 		},
 		Skipped: []Skip{{Driver: DriverPasta, Reason: "not installed"}},
 		Error:   "the run was ended: interrupt",
+	}
+	for i := range r.Cells {
+		c := &r.Cells[i]
+		c.Streams, c.Unit = 1, UnitBitsPerSecond
+		if c.Driver != DriverHost {
+			c.MTU = 1500
+		}
 	}
 	published := &r.Cells[5]
 	published.Samples = append(published.Samples, Sample{Round: 3, Error: "iperf3: unable to connect to server"})
@@ -114,7 +121,7 @@ func TestFailed(t *testing.T) {
 
 // TestHeadings: every row of the catalogue is explained in the table.
 func TestHeadings(t *testing.T) {
-	for _, c := range catalogue() {
+	for _, c := range catalogue(1500) {
 		if headings[c.Workload][c.Direction] == "" {
 			t.Errorf("%s has no heading", c.ID())
 		}
@@ -169,7 +176,7 @@ func TestTake(t *testing.T) {
 		err          string
 	}{
 		{"whole", `{"environment":{"kernel":"6.1"}} {"skip":{"driver":"pasta","reason":"not installed"}}
-			{"id":"host/stream/loopback","commands":["iperf3"]} {"id":"host/stream/loopback","sample":{"round":1,"bits_per_second":8}}
+			{"id":"host/stream/loopback","commands":["iperf3"]} {"id":"host/stream/loopback","sample":{"round":1,"value":8}}
 			{"id":"slipway/stream/up","error":"died"} {"end":true}`, true, ""},
 		{"cut off", `{"environment":{"kernel":"6.1"}}`, false, ""},
 		{"failed", `{"error":"mount /proc"}`, false, "mount /proc"},
@@ -191,8 +198,8 @@ func TestTake(t *testing.T) {
 			want := &Report{
 				Environment: Environment{Kernel: "6.1"},
 				Cells: []Cell{
-					{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Commands: []string{"iperf3"}, Samples: []Sample{{Round: 1, BitsPerSecond: 8}}},
-					{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionUp, Error: "died"},
+					{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Streams: 1, Unit: UnitBitsPerSecond, Commands: []string{"iperf3"}, Samples: []Sample{{Round: 1, Value: 8}}},
+					{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionUp, MTU: 1500, Streams: 1, Unit: UnitBitsPerSecond, Error: "died"},
 				},
 				Skipped: []Skip{{DriverPasta, "not installed"}},
 			}

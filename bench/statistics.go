@@ -9,12 +9,12 @@ import (
 // above which a row carries a warning: on such a machine small differences mean nothing.
 const wideSpread = 0.30
 
-// Summary of the counted samples of a row. Speeds are payload bits per second.
+// Summary of the counted samples of a row, in its unit.
 type Summary struct {
 	Samples int     `json:"samples"`
-	Median  float64 `json:"median_bits_per_second"`
-	Min     float64 `json:"min_bits_per_second"`
-	Max     float64 `json:"max_bits_per_second"`
+	Median  float64 `json:"median"`
+	Min     float64 `json:"min"`
+	Max     float64 `json:"max"`
 	// Spread is (max - min) / median.
 	Spread float64 `json:"spread"`
 	// CPUPerGB is the median of the CPU seconds of the driver's processes for each 10^9 bytes.
@@ -46,7 +46,7 @@ func summarize(samples []Sample) *Summary {
 		if s.Round == 0 || s.Error != "" {
 			continue
 		}
-		speed = append(speed, s.BitsPerSecond)
+		speed = append(speed, s.Value)
 		retransmits = append(retransmits, float64(s.Retransmits))
 		if s.Bytes > 0 {
 			cpu = append(cpu, s.CPUSeconds/(float64(s.Bytes)/1e9))

@@ -34,11 +34,11 @@ func TestMedian(t *testing.T) {
 
 func TestSummarizeSamples(t *testing.T) {
 	samples := []Sample{
-		{Round: 0, BitsPerSecond: 1e9, Bytes: 1e9, CPUSeconds: 100}, // warm-up
-		{Round: 1, BitsPerSecond: 10e9, Bytes: 5e9, CPUSeconds: 1, Retransmits: 1},
-		{Round: 2, BitsPerSecond: 30e9, Bytes: 10e9, CPUSeconds: 3, Retransmits: 7},
+		{Round: 0, Value: 1e9, Bytes: 1e9, CPUSeconds: 100}, // warm-up
+		{Round: 1, Value: 10e9, Bytes: 5e9, CPUSeconds: 1, Retransmits: 1},
+		{Round: 2, Value: 30e9, Bytes: 10e9, CPUSeconds: 3, Retransmits: 7},
 		{Round: 3, Error: "failed"},
-		{Round: 4, BitsPerSecond: 20e9, Bytes: 10e9, CPUSeconds: 4, Retransmits: 3},
+		{Round: 4, Value: 20e9, Bytes: 10e9, CPUSeconds: 4, Retransmits: 3},
 	}
 	want := &Summary{Samples: 3, Median: 20e9, Min: 10e9, Max: 30e9, Spread: 1, CPUPerGB: 0.3, Retransmits: 3}
 	if diff := cmp.Diff(want, summarize(samples), cmpopts.EquateApprox(1e-9, 0)); diff != "" {

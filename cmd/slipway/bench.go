@@ -122,7 +122,7 @@ func progressPrinter(w *os.File, estimate time.Duration) func(bench.Progress) {
 		}
 		switch {
 		case terminal:
-			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %.1f Gbit/s", p.Done, p.Total, p.Cell.ID(), p.Sample.BitsPerSecond/1e9)
+			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %.1f Gbit/s", p.Done, p.Total, p.Cell.ID(), p.Sample.Value/1e9)
 		case p.Sample.Round != round:
 			round = p.Sample.Round
 			fmt.Fprintf(w, "measurement %d of %d\n", p.Done, p.Total)
