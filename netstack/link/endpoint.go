@@ -222,8 +222,9 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 		return // closed before the first frame
 	}
 	var rest [256]byte // a frame of 64 KiB and its Ethernet header overflows the big buffer
-	big := buffer.NewViewSize(bigFrame)
-	defer func() { big.Release() }()
+	var lent loans
+	defer lent.release()
+	big := lent.next()
 	sinceFlush := 0
 	for failed := 0; failed < maxReadErrors && !e.stopping.Load(); {
 		h, n, err := r.TryRead(big.AsSlice(), rest[:])
@@ -252,12 +253,14 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 			continue
 		}
 		failed = 0
-		big = e.deliver(d, h, big, rest[:], n)
+		if big = e.deliver(d, h, big, rest[:], n); big == nil {
+			big = lent.next()
+		}
 	}
 }
 
-// deliver passes on the frame of n bytes in big and rest, and returns the buffer
-// for the next frame: big itself, unless the frame went away with it.
+// deliver passes on the frame of n bytes in big and rest. It returns big when the next
+// frame may be read into it, nil when gVisor holds it.
 func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.View, rest []byte, n int) *buffer.View {
 	e.stats.rxPackets.Add(1)
 	e.stats.rxBytes.Add(uint64(n))
@@ -296,13 +299,15 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	case n <= copyBelow:
 		_ = payload.Append(buffer.NewViewWithData(frame[heads:]))
 	default:
-		big.CapLength(len(frame))
-		big.TrimFront(heads)
-		_ = payload.Append(big)
+		data := big.Clone()
+		data.CapLength(len(frame))
+		data.TrimFront(heads)
+		_ = payload.Append(data)
 		if n > bigFrame {
 			_ = payload.Append(buffer.NewViewWithData(rest[:n-bigFrame]))
 		}
-		big = buffer.NewViewSize(bigFrame)
+		dispatch(d, payload)
+		return nil
 	}
 	dispatch(d, payload)
 	return big
