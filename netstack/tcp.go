@@ -24,11 +24,9 @@ import (
 )
 
 const (
-	// sendBuffer and receiveBuffer are those of each endpoint in bytes. Memory is used
-	// for what is queued only. 1 MiB for sending costs a fifth of the throughput, 4 MiB
-	// for receiving gain nothing: what the guest sends waits in the host's socket.
-	sendBuffer    = 4 << 20
-	receiveBuffer = 1 << 20
+	// tcpBuffer is each endpoint's send and receive buffer in bytes. Memory is
+	// used for what is queued only. 1 MiB costs a fifth of the throughput.
+	tcpBuffer = 4 << 20
 	// dialTimeout ends a dial that nobody answers. The guest's kernel sends its SYN
 	// again after that, which dials again.
 	dialTimeout = 30 * time.Second
@@ -110,7 +108,7 @@ func newGuestTCP(s *Stack) *guestTCP {
 	t.dialer.SetMultipathTCP(false)
 	// The limit is enforced in handle, where it is counted; the forwarder's own
 	// is only the backstop.
-	t.forward = tcp.NewForwarder(s.stack, receiveBuffer, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
+	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
 	return t
 }
 
