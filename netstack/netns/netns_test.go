@@ -531,6 +531,14 @@ func TestKeepReplies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Kernels that do not know the size do not list it either.
+	if got := lo.Attrs().GSOIPv4MaxSize; got != 0 && got != 256<<10 {
+		t.Errorf("lo sends packets of up to %d bytes, want %d", got, 256<<10)
+	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		rules, err := h.RuleList(family)
 		if err != nil {
