@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -37,7 +38,11 @@ var (
 	tcpPending    = desc("tcp_dials_pending", "TCP connections of the container that wait for their destination.")
 	tcpErrors     = desc("tcp_dial_errors_total", "TCP connections of the container that could not be made.", "reason")
 	tcpResent     = desc("tcp_retransmits_total", "TCP segments that were sent to the container again.")
+	tcpDialTime   = desc("tcp_dial_duration_seconds", "Time from a connection's SYN to the answer of its destination, of the container's TCP connections that were made.")
+	tcpFlowTime   = desc("tcp_flow_duration_seconds", "How long TCP flows through the TAP device lived that have ended.")
 	refused       = desc("refused_total", "What was refused because a limit was reached.", "limit")
+
+	policyRefused = desc("policy_refusals_total", "Connections, datagrams and pings of the container to destinations that are closed to it.", "reason")
 
 	udpBytes    = desc("udp_payload_bytes_total", "UDP payload passed on.", "direction")
 	udpPackets  = desc("udp_datagrams_total", "UDP datagrams passed on.", "direction")
@@ -46,9 +51,15 @@ var (
 	udpEvicted  = desc("udp_sessions_evicted_total", "UDP sessions that ended early to make room for others.")
 	dnsQueries  = desc("dns_queries_total", "DNS queries of the container.")
 	dnsFailures = desc("dns_failures_total", "DNS queries that no resolver answered.")
+	dnsFailover = desc("dns_failovers_total", "DNS queries for which a further resolver was asked, as the one before gave no answer in time.")
+	dnsLatency  = desc("dns_latency_seconds", "Time from a DNS query of the container by UDP to its answer, of those that were answered.")
 	icmpRequest = desc("icmp_echo_requests_total", "ICMP echo requests of the container that were sent on.")
 	icmpReply   = desc("icmp_echo_replies_total", "ICMP echo replies that were passed to the container.")
 	restarts    = desc("engine_restarts_total", "How often the engine was started again after it had died.")
+
+	container  = desc("container_info", "Always 1, its labels tell whose network it is: the host name, pid or path by which it was called, and the number of its network namespace (lsns).", "name", "netns")
+	processCPU = desc("process_cpu_seconds_total", "CPU time, user and system, of a process of the network, the present one.", "process")
+	processRSS = desc("process_resident_memory_bytes", "Resident memory of a process of the network.", "process")
 
 	portLabelNames = []string{"protocol", "listen", "container_port", "path"}
 	portOpen       = desc("port_connections_open", "Connections (UDP: sessions) of a published port that are open.", portLabelNames...)
@@ -91,7 +102,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge(tcpPending, s.DialsPending)
 	e.each(tcpErrors, s.DialErrors)
 	e.counter(tcpResent, s.Retransmits)
+	e.histogram(tcpDialTime, s.DialTime)
+	e.histogram(tcpFlowTime, s.FlowTime)
 	e.each(refused, s.Refused)
+	e.each(policyRefused, s.PolicyRefusals)
 
 	e.both(udpBytes, s.UDP.FromBytes, s.UDP.ToBytes)
 	e.both(udpPackets, s.UDP.FromPackets, s.UDP.ToPackets)
@@ -100,9 +114,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	e.counter(udpEvicted, s.UDP.SessionsEvicted)
 	e.counter(dnsQueries, s.DNS.Queries)
 	e.counter(dnsFailures, s.DNS.Failures)
+	e.counter(dnsFailover, s.DNS.Failovers)
+	e.histogram(dnsLatency, s.DNS.Latency)
 	e.counter(icmpRequest, s.ICMP.Requests)
 	e.counter(icmpReply, s.ICMP.Replies)
 	e.counter(restarts, s.EngineRestarts)
+	e.gauge(container, 1, strings.ToValidUTF8(s.Container.Name, "\uFFFD"), s.Container.Namespace)
+	for name, p := range s.Processes {
+		e.ch <- prometheus.MustNewConstMetric(processCPU, prometheus.CounterValue, p.CPU.Seconds(), name)
+		e.ch <- prometheus.MustNewConstMetric(processRSS, prometheus.GaugeValue, float64(p.Resident), name)
+	}
 
 	for l, p := range boundedPorts(s.Ports, maxPorts) {
 		labels := []string{l.protocol, l.listen, strconv.Itoa(int(l.containerPort)), l.path}
@@ -135,6 +156,19 @@ func (e emitter) each(d *prometheus.Desc, values map[string]uint64) {
 	for key, v := range bounded(values, maxReasons) {
 		e.counter(d, v, key)
 	}
+}
+
+// histogram sends a histogram. Its count is that of its buckets.
+func (e emitter) histogram(d *prometheus.Desc, h Histogram) {
+	var count uint64
+	buckets := make(map[float64]uint64, len(h.Bounds))
+	for i, n := range h.Counts {
+		count += n
+		if i < len(h.Bounds) {
+			buckets[h.Bounds[i]] = count
+		}
+	}
+	e.ch <- prometheus.MustNewConstHistogram(d, count, h.Sum, buckets)
 }
 
 // netstack sends gVisor's counters under their own names.

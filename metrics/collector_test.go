@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,14 +30,19 @@ func sample() Snapshot {
 		TCPFromBytes: 7, TCPToBytes: 8,
 		FlowsOpen: 9, FlowsTotal: 10, FlowsReset: 11, FlowsFailed: 12, HandshakesFailed: 13,
 		DialsPending: 14, DialErrors: map[string]uint64{"refused": 15, "timeout": 16}, Retransmits: 17,
-		Refused: map[string]uint64{"flows": 18, "pending_dials": 19},
+		DialTime:       Histogram{Bounds: []float64{0.5, 1}, Counts: []uint64{55, 56, 57}, Sum: 58},
+		FlowTime:       Histogram{Bounds: []float64{2, 4}, Counts: []uint64{59, 60, 61}, Sum: 62},
+		Refused:        map[string]uint64{"flows": 18, "pending_dials": 19},
+		PolicyRefusals: map[string]uint64{"host_access": 63, "metadata": 64},
 		UDP: UDP{
 			Traffic:      Traffic{FromBytes: 20, ToBytes: 21, FromPackets: 22, ToPackets: 23},
 			SessionsOpen: 24, SessionsTotal: 25, SessionsEvicted: 26,
 		},
-		DNS:            DNS{Queries: 27, Failures: 28},
+		DNS:            DNS{Queries: 27, Failures: 28, Failovers: 65, Latency: Histogram{Bounds: []float64{0.25}, Counts: []uint64{66, 67}, Sum: 68}},
 		ICMP:           ICMP{Requests: 29, Replies: 30},
 		EngineRestarts: 31,
+		Container:      Container{Name: "web", Namespace: "4026532000"},
+		Processes:      map[string]Process{"engine": {CPU: 51 * time.Second, Resident: 52}, "monitor": {CPU: 53 * time.Second, Resident: 54}},
 		Fragments:      48, Reassembled: 49, Leases: 50,
 		Ports: []Port{
 			{Protocol: "tcp", Listen: "0.0.0.0:8080", ContainerPort: 80, Path: "kernel", Open: 32, Total: 33, Refused: 34, FromBytes: 35, ToBytes: 36},

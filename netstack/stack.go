@@ -24,6 +24,7 @@ import (
 
 	"slipway/netstack/dns"
 	echo "slipway/netstack/icmp"
+	"slipway/netstack/internal/histogram"
 	"slipway/netstack/internal/neighbour"
 	"slipway/netstack/link"
 	"slipway/netstack/tap"
@@ -138,6 +139,8 @@ func New(cfg Config) (*Stack, error) {
 		s.own = append(s.own, cfg.Network.Router6())
 	}
 	s.policy.Network = cfg.Network
+	s.stats.dialTime = histogram.New(shortestDial, longestDial)
+	s.stats.flowTime = histogram.New(shortestFlow, longestFlow)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	if err := s.assemble(); err != nil {
 		return nil, errors.Join(fmt.Errorf("assemble stack: %w", err), s.Close())
@@ -209,7 +212,7 @@ func (s *Stack) newFastPaths() error {
 	var err error
 	s.nat, err = nat.New(nat.Config{
 		Write:      s.link.WriteFrame,
-		Route:      s.policy.Route,
+		Route:      s.route,
 		Local:      s.serveDNS,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
@@ -228,7 +231,7 @@ func (s *Stack) newFastPaths() error {
 	}
 	s.echo, err = echo.New(echo.Config{
 		Write:      s.link.WriteFrame,
-		Route:      s.policy.Route,
+		Route:      s.route,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
 		At:         s.where.At,
