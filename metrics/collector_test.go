@@ -51,6 +51,7 @@ func sample() Snapshot {
 		GVisor: map[string]uint64{
 			"tcp_current_established": 42, "tcp_retransmits": 43, "ip_packets_received": 44,
 			"nics_malformed_l4_rcvd_packets": 45, "tcp_checksum_errors": 46, "dropped_packets": 47,
+			"tcp_segments_sent": 69,
 		},
 	}
 }

@@ -35,15 +35,8 @@ type Exporter struct {
 
 // New makes an exporter with a registry of its own. version is that of Slipway.
 func New(src Source, version string) *Exporter {
-	build := prometheus.NewGauge(prometheus.GaugeOpts{
-		Namespace:   namespace,
-		Name:        "build_info",
-		Help:        "Always 1, its labels tell what is running.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version(), "goarch": runtime.GOARCH},
-	})
-	build.Set(1)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{src}, build, collectors.NewGoCollector(), processCollector())
+	registry.MustRegister(collector{src}, buildInfo(version), collectors.NewGoCollector(), processCollector())
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
@@ -68,6 +61,17 @@ func New(src Source, version string) *Exporter {
 			ErrorLog: log.New(io.Discard, "", 0),
 		},
 	}
+}
+
+func buildInfo(version string) prometheus.Collector {
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace:   namespace,
+		Name:        "build_info",
+		Help:        "Always 1, its labels tell what is running.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version(), "goarch": runtime.GOARCH},
+	})
+	build.Set(1)
+	return build
 }
 
 // Serve answers on a listener until Close, and closes it. It may be called for several
