@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -73,6 +73,12 @@ long-path: build ## one flow each way over 100 ms: the host itself, slipway, sli
 
 locked-cost: build ## what --enable-sandbox and --enable-seccomp cost in CPU time, in pairs (5 minutes)
 	@E2EFLAGS='-test.run TestLockedCost' sh .make/e2e.sh
+
+scrape: build ## a Prometheus scrapes flows of a minute each: its bytes and those of iperf3 (5 minutes)
+	@SLIPWAY_E2E_SECONDS=60 E2EFLAGS='-test.run TestScrapedBytes' sh .make/e2e.sh
+
+scrape-cost: build ## what being scraped ten times a second costs in CPU time, in pairs (5 minutes)
+	@E2EFLAGS='-test.run TestScrapeCost' sh .make/e2e.sh
 
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh
