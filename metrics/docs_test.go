@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -45,14 +46,17 @@ func TestDocs(t *testing.T) {
 func list(t *testing.T) string {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(collector{fixed(sample())}, buildInfo("1.2.3"), newUsageCollector())
-	families, err := registry.Gather()
+	registry.MustRegister(buildInfo("1.2.3"), newUsageCollector())
+	locked := &Exporter{src: fixed(sample()), registry: registry}
+	scrape, err := locked.text()
 	if err != nil {
 		t.Fatal(err)
 	}
+	families := parse(t, scrape)
 	var b strings.Builder
 	b.WriteString("| metric | type | labels | what |\n| --- | --- | --- | --- |\n")
-	for _, f := range families {
+	for _, name := range slices.Sorted(maps.Keys(families)) {
+		f := families[name]
 		if strings.HasPrefix(f.GetName(), "slipway_netstack_") {
 			continue
 		}

@@ -23,7 +23,7 @@ var metricName = regexp.MustCompile(`\b(?:slipway|process|go)_[a-z0-9_]+`)
 // exposed are the names of all series that an exporter and a bench have.
 func exposed(t *testing.T) map[string]bool {
 	t.Helper()
-	families, err := New(fixed(sample()), "1.2.3").registry.Gather()
+	scrape, err := New(fixed(sample()), "1.2.3").text()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func exposed(t *testing.T) map[string]bool {
 	for _, name := range benchMetrics {
 		names[name] = true
 	}
-	for _, f := range families {
+	for _, f := range parse(t, scrape) {
 		names[f.GetName()] = true
 		if f.GetMetric()[0].GetHistogram() != nil {
 			for _, suffix := range []string{"_bucket", "_sum", "_count"} {

@@ -65,7 +65,7 @@ const (
 	fdChunk = 4096 // descriptors looked at by one call of poll(2)
 	// fdGap ends the count: the kernel gives the lowest free number, so this many
 	// closed ones in a row are the end of all but what a great many once pushed up.
-	fdGap = 1 << 16
+	fdGap = 1 << 13
 )
 
 // openDescriptors counts what is open without /proc, and returns how many may be:

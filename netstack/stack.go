@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -117,6 +118,7 @@ type Stack struct {
 	echo   *echo.Relay
 	dns    *dns.Relay
 	stats  counters
+	gvisor map[string]*tcpip.StatCounter // by name
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -161,6 +163,8 @@ func (s *Stack) assemble() error {
 		// address for our own and drop the packet.
 		HandleLocal: false,
 	})
+	s.gvisor = make(map[string]*tcpip.StatCounter)
+	walk(s.gvisor, "", reflect.ValueOf(s.stack.Stats()))
 	if err := s.setTCPOptions(); err != nil {
 		return err
 	}

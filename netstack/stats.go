@@ -192,7 +192,7 @@ func (s *Stack) Stats() Stats {
 		DialErrors:     make(map[string]uint64, causes),
 		PolicyRefusals: make(map[string]uint64, len(closures)),
 		DialTime:       c.dialTime.Counts(), FlowTime: c.flowTime.Counts(),
-		GVisor: make(map[string]uint64),
+		GVisor: make(map[string]uint64, len(s.gvisor)),
 	}
 	if s.dns != nil {
 		out.DNS = s.dns.Stats()
@@ -204,12 +204,14 @@ func (s *Stack) Stats() Stats {
 	for i := range c.closed {
 		out.PolicyRefusals[closures[i].name] = c.closed[i].Load()
 	}
-	walk(out.GVisor, "", reflect.ValueOf(s.stack.Stats()))
+	for name, c := range s.gvisor {
+		out.GVisor[name] = c.Value()
+	}
 	return out
 }
 
 // walk collects every *tcpip.StatCounter below v, a struct of gVisor's statistics.
-func walk(into map[string]uint64, prefix string, v reflect.Value) {
+func walk(into map[string]*tcpip.StatCounter, prefix string, v reflect.Value) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
 		if !field.IsExported() {
@@ -219,7 +221,7 @@ func walk(into map[string]uint64, prefix string, v reflect.Value) {
 		switch f := v.Field(i); {
 		case f.Type() == reflect.TypeFor[*tcpip.StatCounter]():
 			if c, ok := f.Interface().(*tcpip.StatCounter); ok && c != nil {
-				into[name] = c.Value()
+				into[name] = c
 			}
 		case f.Kind() == reflect.Struct && field.Anonymous:
 			walk(into, prefix, f)

@@ -64,6 +64,9 @@ type Client struct {
 
 	resolvers   []netip.AddrPort
 	resolversAt time.Time
+
+	status   Status
+	statusAt time.Time
 }
 
 // Connect is the first thing that an engine does: it makes the process non-dumpable

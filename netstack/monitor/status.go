@@ -56,17 +56,29 @@ func (m *monitor) replyStatus(e *engine, msg *message) error {
 	return e.conn.send(kindStatus, msg.id, s, nil)
 }
 
-// Status asks the monitor what only it can see. Only where Config.Status is set; asked
+// statusAge is how long an answer of Status is used again.
+const statusAge = time.Second
+
+// Status asks the monitor what only it can see, at most a second ago. Only where Config.Status is set; asked
 // for otherwise, the monitor ends the engine.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	var s Status
+	c.mu.Lock()
+	s, at := c.status, c.statusAt
+	c.mu.Unlock()
+	if !at.IsZero() && time.Since(at) < statusAge {
+		return s, nil
+	}
 	msg, err := c.request(ctx, kindStatus, nil)
 	if err != nil {
-		return s, fmt.Errorf("status: %w", err)
+		return Status{}, fmt.Errorf("status: %w", err)
 	}
 	defer msg.closeFiles()
+	s = Status{}
 	if err := msg.decode(&s); err != nil {
-		return s, fmt.Errorf("status: %w", err)
+		return Status{}, fmt.Errorf("status: %w", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status, c.statusAt = s, time.Now()
 	return s, nil
 }

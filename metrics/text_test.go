@@ -1,20 +1,20 @@
 package metrics
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
+	"math"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // fixed is a source that always counts the same.
@@ -58,16 +58,23 @@ func sample() Snapshot {
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// TestExposition compares everything that a scrape gives with a golden text, and lets
-// Prometheus' own linter read it.
-func TestExposition(t *testing.T) {
+// parse reads a scrape with Prometheus' own parser.
+func parse(t *testing.T, scrape []byte) map[string]*dto.MetricFamily {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(scrape))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+// TestText compares everything that a snapshot gives with a golden text, and lets
+// Prometheus' own parser and linter read it.
+func TestText(t *testing.T) {
 	const golden = "testdata/metrics.prom"
-	c := collector{fixed(sample())}
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(c)
-	scrape := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(scrape, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	got := scrape.Body.Bytes()
+	var got text
+	sample().appendTo(&got)
 	if *update {
 		if err := os.WriteFile(golden, got, 0o644); err != nil {
 			t.Fatal(err)
@@ -80,12 +87,47 @@ func TestExposition(t *testing.T) {
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
 		t.Errorf("scrape (-want +got), go test -update writes it anew:\n%s", diff)
 	}
-	problems, err := testutil.CollectAndLint(c)
+	families := parse(t, got)
+	if n := strings.Count(string(got), "# TYPE "); n != len(families) {
+		t.Errorf("%d families were written and %d read", n, len(families))
+	}
+	problems, err := promlint.New(bytes.NewReader(got)).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range problems {
 		t.Errorf("lint: %s: %s", p.Metric, p.Text)
+	}
+}
+
+// TestTextRead: what Prometheus' parser reads is what was written: buckets, and labels of
+// any text.
+func TestTextRead(t *testing.T) {
+	s := sample()
+	s.Container.Name = "a\"b\\c\nd\xff{é}=,"
+	var got text
+	s.appendTo(&got)
+	families := parse(t, got)
+	h := families["slipway_tcp_dial_duration_seconds"].GetMetric()[0].GetHistogram()
+	type bucket struct {
+		Bound float64
+		Count uint64
+	}
+	var buckets []bucket
+	for _, b := range h.GetBucket() {
+		buckets = append(buckets, bucket{b.GetUpperBound(), b.GetCumulativeCount()})
+	}
+	want := []bucket{{0.5, 55}, {1, 111}, {math.Inf(1), 168}}
+	if diff := cmp.Diff(want, buckets); diff != "" || h.GetSampleCount() != 168 || h.GetSampleSum() != 58 {
+		t.Errorf("%d dials of %g s, buckets (-want +got):\n%s", h.GetSampleCount(), h.GetSampleSum(), diff)
+	}
+	for _, l := range families["slipway_container_info"].GetMetric()[0].GetLabel() {
+		if want := "a\"b\\c\nd\uFFFD{é}=,"; l.GetName() == "name" && l.GetValue() != want {
+			t.Errorf("the container is called %q, want %q", l.GetValue(), want)
+		}
+	}
+	if v := families["slipway_netstack_tcp_current_established"].GetMetric()[0].GetGauge().GetValue(); v != 42 {
+		t.Errorf("%g connections are established, want 42", v)
 	}
 }
 
@@ -128,25 +170,14 @@ func TestPortsBounded(t *testing.T) {
 		s.Ports = append(s.Ports, Port{Protocol: "tcp", Listen: fmt.Sprintf("127.0.0.1:%d", i), ContainerPort: 80, Path: "tap", Total: 1})
 	}
 	s.Ports = append(s.Ports, s.Ports[0])
-	c := collector{fixed(s)}
-	r := prometheus.NewPedanticRegistry()
-	r.MustRegister(c)
-	families, err := r.Gather()
-	if err != nil {
-		t.Fatal(err)
+	var written text
+	s.appendTo(&written)
+	f := parse(t, written)["slipway_port_connections_total"]
+	var sum float64
+	for _, m := range f.GetMetric() {
+		sum += m.GetCounter().GetValue()
 	}
-	for _, f := range families {
-		if f.GetName() != "slipway_port_connections_total" {
-			continue
-		}
-		var sum float64
-		for _, m := range f.GetMetric() {
-			sum += m.GetCounter().GetValue()
-		}
-		if got := len(f.GetMetric()); got != maxPorts || sum != float64(len(s.Ports)) {
-			t.Errorf("%d series with %g connections, want %d with %d", got, sum, maxPorts, len(s.Ports))
-		}
-		return
+	if got := len(f.GetMetric()); got != maxPorts || sum != float64(len(s.Ports)) {
+		t.Errorf("%d series with %g connections, want %d with %d", got, sum, maxPorts, len(s.Ports))
 	}
-	t.Error("no slipway_port_connections_total")
 }
