@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"os"
@@ -48,11 +49,11 @@ func list(t *testing.T) string {
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(buildInfo("1.2.3"), newUsageCollector())
 	locked := &Exporter{src: fixed(sample()), registry: registry}
-	scrape, err := locked.text()
-	if err != nil {
+	var scrape bytes.Buffer
+	if err := locked.appendTo(&scrape); err != nil {
 		t.Fatal(err)
 	}
-	families := parse(t, scrape)
+	families := parse(t, scrape.Bytes())
 	var b strings.Builder
 	b.WriteString("| metric | type | labels | what |\n| --- | --- | --- | --- |\n")
 	for _, name := range slices.Sorted(maps.Keys(families)) {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,7 +42,7 @@ type Exporter struct {
 // New makes an exporter with a registry of its own. version is that of Slipway.
 func New(src Source, version string) *Exporter {
 	e := &Exporter{src: src, registry: prometheus.NewRegistry(), slots: make(chan struct{}, maxScrapes)}
-	e.registry.MustRegister(buildInfo(version), collectors.NewGoCollector(), processCollector())
+	e.registry.MustRegister(buildInfo(version), collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()), processCollector())
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", e.scrape)
@@ -72,31 +73,36 @@ func (e *Exporter) scrape(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, fmt.Sprintf("%d scrapes are under way", maxScrapes), http.StatusServiceUnavailable)
 		return
 	}
-	body, err := e.text()
-	if err != nil {
+	b := buffers.Get().(*bytes.Buffer) //nolint:forcetypeassert // nothing else is put there
+	defer buffers.Put(b)
+	b.Reset()
+	if err := e.appendTo(b); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	_, _ = w.Write(body)
+	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	_, _ = w.Write(b.Bytes())
 }
 
-// text is what a scrape gets.
-func (e *Exporter) text() ([]byte, error) {
-	body := make(text, 0, typicalScrape)
-	e.src.Snapshot().appendTo(&body)
+// buffers of scrapes, at most maxScrapes of them in use.
+var buffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, typicalScrape)) }}
+
+// appendTo writes what a scrape gets.
+func (e *Exporter) appendTo(b *bytes.Buffer) error {
+	snapshot := text(b.AvailableBuffer())
+	e.src.Snapshot().appendTo(&snapshot)
+	b.Write(snapshot)
 	families, err := e.registry.Gather()
 	if err != nil {
-		return nil, fmt.Errorf("gather the process' metrics: %w", err)
+		return fmt.Errorf("gather the process' metrics: %w", err)
 	}
-	rest := bytes.NewBuffer(body)
 	for _, f := range families {
-		if _, err := expfmt.MetricFamilyToText(rest, f); err != nil {
-			return nil, fmt.Errorf("write the process' metrics: %w", err)
+		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
+			return fmt.Errorf("write the process' metrics: %w", err)
 		}
 	}
-	return rest.Bytes(), nil
+	return nil
 }
 
 func buildInfo(version string) prometheus.Collector {

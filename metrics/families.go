@@ -139,9 +139,15 @@ func (t *text) ports(in []Port) {
 		*family
 		write func(f *family, p Port, inside string, l portLabels)
 	}{
-		{portOpen, func(f *family, p Port, inside string, l portLabels) { t.level(f, p.Open, inside, l.listen, l.path, l.protocol) }},
-		{portTotal, func(f *family, p Port, inside string, l portLabels) { t.count(f, p.Total, inside, l.listen, l.path, l.protocol) }},
-		{portRefused, func(f *family, p Port, inside string, l portLabels) { t.count(f, p.Refused, inside, l.listen, l.path, l.protocol) }},
+		{portOpen, func(f *family, p Port, inside string, l portLabels) {
+			t.level(f, p.Open, inside, l.listen, l.path, l.protocol)
+		}},
+		{portTotal, func(f *family, p Port, inside string, l portLabels) {
+			t.count(f, p.Total, inside, l.listen, l.path, l.protocol)
+		}},
+		{portRefused, func(f *family, p Port, inside string, l portLabels) {
+			t.count(f, p.Refused, inside, l.listen, l.path, l.protocol)
+		}},
 		{portBytes, func(f *family, p Port, inside string, l portLabels) {
 			t.count(f, p.FromBytes, inside, fromContainer, l.listen, l.path, l.protocol)
 			t.count(f, p.ToBytes, inside, toContainer, l.listen, l.path, l.protocol)

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -23,15 +24,15 @@ var metricName = regexp.MustCompile(`\b(?:slipway|process|go)_[a-z0-9_]+`)
 // exposed are the names of all series that an exporter and a bench have.
 func exposed(t *testing.T) map[string]bool {
 	t.Helper()
-	scrape, err := New(fixed(sample()), "1.2.3").text()
-	if err != nil {
+	var scrape bytes.Buffer
+	if err := New(fixed(sample()), "1.2.3").appendTo(&scrape); err != nil {
 		t.Fatal(err)
 	}
 	names := make(map[string]bool)
 	for _, name := range benchMetrics {
 		names[name] = true
 	}
-	for _, f := range parse(t, scrape) {
+	for _, f := range parse(t, scrape.Bytes()) {
 		names[f.GetName()] = true
 		if f.GetMetric()[0].GetHistogram() != nil {
 			for _, suffix := range []string{"_bucket", "_sum", "_count"} {

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,17 +133,18 @@ func (t *text) histogram(f *family, h Histogram) {
 	for i, more := range h.Counts {
 		n += more
 		if i < len(h.Bounds) {
-			t.bucket(f, strconv.FormatFloat(h.Bounds[i], 'g', -1, 64), n)
+			t.bucket(f, h.Bounds[i], n)
 		}
 	}
-	t.bucket(f, "+Inf", n)
+	t.bucket(f, math.Inf(1), n)
 	t.sample(f, "_sum", nil)
 	*t = append(strconv.AppendFloat(*t, h.Sum, 'g', -1, 64), '\n')
 	t.sample(f, "_count", nil)
 	*t = append(strconv.AppendUint(*t, n, 10), '\n')
 }
 
-func (t *text) bucket(f *family, bound string, n uint64) {
-	*t = append(append(append(*t, f.name...), `_bucket{le="`...), bound...)
-	*t = append(strconv.AppendUint(append(*t, `"} `...), n, 10), '\n')
+func (t *text) bucket(f *family, bound float64, n uint64) {
+	b := append(append(*t, f.name...), `_bucket{le="`...)
+	b = strconv.AppendFloat(b, bound, 'g', -1, 64) // as the format wants it, also +Inf
+	*t = append(strconv.AppendUint(append(b, `"} `...), n, 10), '\n')
 }

@@ -146,7 +146,7 @@ func TestBounded(t *testing.T) {
 		limit int
 		want  map[string]uint64
 	}{
-		{"nil", nil, 3, map[string]uint64{}},
+		{"nil", nil, 3, nil},
 		{"fits", map[string]uint64{"a": 1, "b": 2}, 3, map[string]uint64{"a": 1, "b": 2}},
 		{"too many", map[string]uint64{"a": 1, "b": 2, "c": 3, "d": 4}, 3, map[string]uint64{"a": 1, "b": 2, "other": 7}},
 		{"not a word", map[string]uint64{"a": 1, "B": 2, "x y": 3, "": 4, "1a": 5, "ü": 6}, 9, map[string]uint64{"a": 1, "other": 20}},

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -35,19 +36,21 @@ func TestScrapeCost(t *testing.T) {
 	guest := newTarget(t)
 	a := attachTo(t, "--pid", strconv.Itoa(guest.Process.Pid), "--host-access", "loopback", "--metrics", slipwayMetrics)
 	unpaced(guest)
-	scrapes := 0
+	s := startScraper(t)
 	quiet := func() float64 { return bulkBothWays(guest, a.cpu) }
 	scraped := func() float64 {
-		s := startScraper(t)
-		defer func() { scrapes += s.stop() }()
+		s.on.Store(true)
+		defer s.on.Store(false)
 		return quiet()
 	}
 	quiet() // what is made once is made
-	begin := scrapes
+	scraped()
+	before := s.n.Load()
 	cost := inPairs([2]func() float64{quiet, scraped})
-	// A flow ends no earlier than it should, so there were this many at the very least.
-	if n := scrapes - begin; n < costPairs*int(2*costFlow/scrapeEvery) {
-		t.Errorf("%d scrapes, want %d", n, costPairs*int(2*costFlow/scrapeEvery))
+	// A flow ends no earlier than it should, so there were this many at the very least, but
+	// for one that was under way.
+	if n, want := s.n.Load()-before, int64(costPairs*(2*costFlow/scrapeEvery-1)); n < want {
+		t.Errorf("%d scrapes, want %d", n, want)
 	}
 	cost.print("quiet", "scraped")
 	if cost.bound >= scrapeCostMost {
@@ -55,45 +58,49 @@ func TestScrapeCost(t *testing.T) {
 	}
 }
 
-// scraper scrapes as Prometheus does.
+// scraper scrapes as Prometheus does, in an interval and on one connection, while it is
+// on.
 type scraper struct {
-	t      *testing.T
-	cancel context.CancelFunc
-	done   chan struct{}
-	n      int   // scrapes, valid once done is closed
-	err    error // likewise
+	on atomic.Bool
+	n  atomic.Int64 // scrapes
 }
 
+// startScraper starts one until the test ends.
 func startScraper(t *testing.T) *scraper {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	s := &scraper{t: t, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		s.err = s.run(ctx)
-	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	s, ended := &scraper{}, make(chan error, 1)
+	go func() { ended <- s.run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 	return s
 }
 
-// run scrapes at once and then in the interval, on one connection, until ctx ends.
 func (s *scraper) run(ctx context.Context) error {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	tick := time.NewTicker(scrapeEvery)
 	defer tick.Stop()
 	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !s.on.Load() {
+			continue
+		}
 		if err := scrapeOnce(ctx, transport); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
 			return err
 		}
-		s.n++
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+		s.n.Add(1)
 	}
 }
 
@@ -117,15 +124,4 @@ func scrapeOnce(ctx context.Context, transport *http.Transport) error {
 		return fmt.Errorf("scrape: %s with %d bytes", resp.Status, n)
 	}
 	return nil
-}
-
-// stop ends the scraper and returns how often it scraped.
-func (s *scraper) stop() int {
-	s.t.Helper()
-	s.cancel()
-	<-s.done
-	if s.err != nil {
-		s.t.Error(s.err)
-	}
-	return s.n
 }
