@@ -39,9 +39,9 @@ func gauge(name, help string, labels ...string) *family {
 
 func histogram(name, help string) *family { return newFamily("histogram", name, help, nil) }
 
-// text is a scrape in the text format. It is written by hand, as making objects of a
-// library's of each of some 300 series costs ten times as much, and a scrape is paid
-// for by those whose packets wait meanwhile (make scrape-cost).
+// text is a scrape in the text format. It is written by hand: with a library's objects
+// for each of some 300 series, and its encoder, a scrape took 3 ms of CPU and now takes
+// 0.7, which those pay whose packets wait meanwhile (make scrape-cost).
 //
 // All series of a family come after its head, and nothing else in between.
 type text []byte
