@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -28,6 +28,9 @@ help: ## this list
 deps: ## install the missing system packages, give you sub-ids, open /dev/net/tun
 	@sh .make/deps.sh
 
+deps-tests: ## deps, and what only the tests run: Prometheus
+	@sh .make/deps.sh tests
+
 deps-clients: ## deps, and the programs of test-clients: RootlessKit, Docker, Podman, Buildah
 	@sh .make/deps.sh clients
 
@@ -39,7 +42,7 @@ build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
 demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
 	@sh .make/demo.sh
 
-test: deps build vet test-unit test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
+test: deps-tests build vet test-unit test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
 
 vet: ## go vet, also of the end-to-end tests, and the arm64 build
 	$(GO) vet $(PACKAGES)
@@ -70,6 +73,12 @@ long-path: build ## one flow each way over 100 ms: the host itself, slipway, sli
 
 locked-cost: build ## what --enable-sandbox and --enable-seccomp cost in CPU time, in pairs (5 minutes)
 	@E2EFLAGS='-test.run TestLockedCost' sh .make/e2e.sh
+
+scrape: build ## a Prometheus scrapes flows of a minute each: its bytes and those of iperf3 (5 minutes)
+	@SLIPWAY_E2E_SECONDS=60 E2EFLAGS='-test.run TestScrapedBytes' sh .make/e2e.sh
+
+scrape-cost: build ## what being scraped ten times a second costs in CPU time, in pairs (5 minutes)
+	@E2EFLAGS='-test.run TestScrapeCost' sh .make/e2e.sh
 
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh

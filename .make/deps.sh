@@ -2,10 +2,11 @@
 # Finds what the demo and the tests need and this machine lacks, installs it, and says what it did, one line each.
 # Safe to run any number of times; does nothing where nothing is missing.
 #
-#   deps.sh [clients]              as root, or as an ordinary user (then sudo is asked for what needs root)
-#   deps.sh [clients] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
+#   deps.sh [SCOPE]              as root, or as an ordinary user (then sudo is asked for what needs root)
+#   deps.sh [SCOPE] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
 #
-# With the word clients also the programs that call slirp4netns, which make test-clients runs.
+# SCOPE is tests: also what only the tests run, which is Prometheus; or clients: also the programs that call
+# slirp4netns, which make test-clients runs.
 # Lists of names are split into words on purpose:
 # shellcheck disable=SC2086
 set -eu
@@ -16,12 +17,20 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 needed='curl ip iperf3 nginx newuidmap newgidmap nsenter setpriv unshare'
 optional='slirp4netns pasta busybox'
 scope=
-if [ "${1:-}" = clients ]; then
-	scope=clients
-	shift
+case ${1:-} in
+tests)
+	optional="$optional prometheus promtool"
+	;;
+clients)
 	# A distribution that lacks one leaves that client's tests out.
 	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables sysctl"
-fi
+	;;
+esac
+case ${1:-} in tests | clients)
+	scope=$1
+	shift
+	;;
+esac
 tun=/dev/net/tun
 range=65536
 
@@ -63,6 +72,7 @@ package() { # MANAGER TOOL -> the package that has the tool
 	*:pasta) echo passt ;;
 	dnf:sysctl | pacman:sysctl) echo procps-ng ;;
 	*:sysctl) echo procps ;;
+	*:promtool) echo prometheus ;;
 	apt-get:busybox | apk:busybox | zypper:busybox) echo busybox-static ;;
 	*) echo "$2" ;;
 	esac

@@ -35,6 +35,9 @@ func isName(s string) bool {
 // bounded keeps the sum of a map but not more keys than the limit, in alphabetical
 // order, and none that is not a plain word.
 func bounded(in map[string]uint64, limit int) map[string]uint64 {
+	if len(in) < limit && allNames(in) {
+		return in // as always, so far
+	}
 	out := make(map[string]uint64, min(len(in), limit))
 	for _, key := range slices.Sorted(maps.Keys(in)) {
 		if _, known := out[key]; !isName(key) || !known && len(out) >= limit-1 {
@@ -44,6 +47,15 @@ func bounded(in map[string]uint64, limit int) map[string]uint64 {
 		out[key] += in[key]
 	}
 	return out
+}
+
+func allNames(in map[string]uint64) bool {
+	for key := range in {
+		if !isName(key) {
+			return false
+		}
+	}
+	return true
 }
 
 // portLabels are what tells one published port from another.

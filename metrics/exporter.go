@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -8,11 +9,13 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
 	"golang.org/x/net/netutil"
 )
 
@@ -22,6 +25,7 @@ const (
 	maxConnections = 32
 	maxScrapes     = 4 // at a time
 	maxHeader      = 8 << 10
+	typicalScrape  = 80 << 10 // bytes; one that is longer costs a copy
 	readTimeout    = 5 * time.Second
 	writeTimeout   = 15 * time.Second
 	idleTimeout    = time.Minute
@@ -29,12 +33,79 @@ const (
 
 // Exporter serves the metrics of one source.
 type Exporter struct {
-	registry *prometheus.Registry
+	src      Source
+	registry *prometheus.Registry // of the process' own metrics
+	slots    chan struct{}        // one for each scrape at a time
 	server   *http.Server
 }
 
 // New makes an exporter with a registry of its own. version is that of Slipway.
 func New(src Source, version string) *Exporter {
+	e := &Exporter{src: src, registry: prometheus.NewRegistry(), slots: make(chan struct{}, maxScrapes)}
+	e.registry.MustRegister(buildInfo(version), collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()), processCollector())
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", e.scrape)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "Slipway: metrics for Prometheus are at /metrics\n")
+	})
+	e.server = &http.Server{
+		Handler:           mux,
+		ReadTimeout:       readTimeout,
+		ReadHeaderTimeout: readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		// What a client does wrong is no news for anybody.
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	return e
+}
+
+// scrape answers one scrape. It does not compress: that would cost more than all the
+// rest, for some 50 KB on what is mostly the loopback device.
+func (e *Exporter) scrape(w http.ResponseWriter, _ *http.Request) {
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+	default:
+		http.Error(w, fmt.Sprintf("%d scrapes are under way", maxScrapes), http.StatusServiceUnavailable)
+		return
+	}
+	b := buffers.Get().(*bytes.Buffer) //nolint:forcetypeassert // nothing else is put there
+	defer buffers.Put(b)
+	b.Reset()
+	if err := e.appendTo(b); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	_, _ = w.Write(b.Bytes())
+}
+
+// buffers of scrapes, at most maxScrapes of them in use.
+var buffers = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, typicalScrape)) }}
+
+// appendTo writes what a scrape gets.
+func (e *Exporter) appendTo(b *bytes.Buffer) error {
+	snapshot := text(b.AvailableBuffer())
+	e.src.Snapshot().appendTo(&snapshot)
+	b.Write(snapshot)
+	families, err := e.registry.Gather()
+	if err != nil {
+		return fmt.Errorf("gather the process' metrics: %w", err)
+	}
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
+			return fmt.Errorf("write the process' metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+func buildInfo(version string) prometheus.Collector {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace:   namespace,
 		Name:        "build_info",
@@ -42,32 +113,7 @@ func New(src Source, version string) *Exporter {
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version(), "goarch": runtime.GOARCH},
 	})
 	build.Set(1)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{src}, build, collectors.NewGoCollector(), processCollector())
-
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		MaxRequestsInFlight: maxScrapes,
-		Timeout:             writeTimeout - time.Second,
-		EnableOpenMetrics:   true,
-	}))
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = io.WriteString(w, "Slipway: metrics for Prometheus are at /metrics\n")
-	})
-	return &Exporter{
-		registry: registry,
-		server: &http.Server{
-			Handler:           mux,
-			ReadTimeout:       readTimeout,
-			ReadHeaderTimeout: readTimeout,
-			WriteTimeout:      writeTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeader,
-			// What a client does wrong is no news for anybody.
-			ErrorLog: log.New(io.Discard, "", 0),
-		},
-	}
+	return build
 }
 
 // Serve answers on a listener until Close, and closes it. It may be called for several

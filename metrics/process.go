@@ -62,10 +62,10 @@ func (c *usageCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 const (
-	fdChunk = 4096 // descriptors looked at by one call of poll(2)
+	fdChunk = 1024 // descriptors looked at by one call of poll(2)
 	// fdGap ends the count: the kernel gives the lowest free number, so this many
 	// closed ones in a row are the end of all but what a great many once pushed up.
-	fdGap = 1 << 16
+	fdGap = 1 << 12
 )
 
 // openDescriptors counts what is open without /proc, and returns how many may be:

@@ -1,5 +1,7 @@
 package metrics
 
+import "time"
+
 // Source is what counts. Snapshot is called once for each scrape, possibly by several
 // goroutines at a time.
 type Source interface {
@@ -36,8 +38,13 @@ type Snapshot struct {
 	DialsPending            int64
 	DialErrors              map[string]uint64 // by reason
 	Retransmits             uint64            // TCP segments sent again to the container
+	// DialTime is from the container's SYN to the answer of its destination, of the
+	// connections that were made; FlowTime is how long flows lived that have ended.
+	DialTime, FlowTime Histogram
 	// Refused counts what a limit refused, by the name of the limit.
 	Refused map[string]uint64
+	// PolicyRefusals counts destinations that were closed to the container, by reason.
+	PolicyRefusals map[string]uint64
 
 	// UDP counts datagrams and their payload.
 	UDP            UDP
@@ -45,6 +52,10 @@ type Snapshot struct {
 	ICMP           ICMP
 	Ports          []Port
 	EngineRestarts uint64
+	Container      Container
+	// Processes are those of the network, by name; one of which nothing is known is not
+	// there.
+	Processes map[string]Process
 	// GVisor are gVisor's own counters by their snake_case name, like tcp_retransmits.
 	GVisor map[string]uint64
 }
@@ -61,6 +72,29 @@ type UDP struct {
 type DNS struct {
 	Queries  uint64
 	Failures uint64 // got no answer from any resolver
+	// Failovers are queries for which a further resolver was asked.
+	Failovers uint64
+	// Latency is from a query by UDP to its answer.
+	Latency Histogram
+}
+
+// Histogram of durations.
+type Histogram struct {
+	Bounds []float64 // upper bounds in seconds, which are part of their buckets, rising
+	Counts []uint64  // of each bucket alone, and of what is above all bounds
+	Sum    float64   // seconds
+}
+
+// Container is whose network it is.
+type Container struct {
+	Name      string // what a person calls it
+	Namespace string // number of its network namespace
+}
+
+// Process of the network.
+type Process struct {
+	CPU      time.Duration
+	Resident uint64 // bytes of memory
 }
 
 // ICMP echo relay.

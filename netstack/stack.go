@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -24,6 +25,7 @@ import (
 
 	"slipway/netstack/dns"
 	echo "slipway/netstack/icmp"
+	"slipway/netstack/internal/histogram"
 	"slipway/netstack/internal/neighbour"
 	"slipway/netstack/link"
 	"slipway/netstack/tap"
@@ -116,6 +118,7 @@ type Stack struct {
 	echo   *echo.Relay
 	dns    *dns.Relay
 	stats  counters
+	gvisor map[string]*tcpip.StatCounter // by name
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -138,6 +141,8 @@ func New(cfg Config) (*Stack, error) {
 		s.own = append(s.own, cfg.Network.Router6())
 	}
 	s.policy.Network = cfg.Network
+	s.stats.dialTime = histogram.New(shortestDial, longestDial)
+	s.stats.flowTime = histogram.New(shortestFlow, longestFlow)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	if err := s.assemble(); err != nil {
 		return nil, errors.Join(fmt.Errorf("assemble stack: %w", err), s.Close())
@@ -158,6 +163,8 @@ func (s *Stack) assemble() error {
 		// address for our own and drop the packet.
 		HandleLocal: false,
 	})
+	s.gvisor = make(map[string]*tcpip.StatCounter)
+	walk(s.gvisor, "", reflect.ValueOf(s.stack.Stats()))
 	if err := s.setTCPOptions(); err != nil {
 		return err
 	}
@@ -209,7 +216,7 @@ func (s *Stack) newFastPaths() error {
 	var err error
 	s.nat, err = nat.New(nat.Config{
 		Write:      s.link.WriteFrame,
-		Route:      s.policy.Route,
+		Route:      s.route,
 		Local:      s.serveDNS,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
@@ -228,7 +235,7 @@ func (s *Stack) newFastPaths() error {
 	}
 	s.echo, err = echo.New(echo.Config{
 		Write:      s.link.WriteFrame,
-		Route:      s.policy.Route,
+		Route:      s.route,
 		GatewayMAC: n.MAC(),
 		GuestMAC:   cfg.GuestMAC,
 		At:         s.where.At,

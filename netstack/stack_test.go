@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -202,8 +203,13 @@ func TestClosedDestinationIsUnreachable(t *testing.T) {
 		return header.Ethernet(f).Type() == header.IPv6ProtocolNumber && ip.NextHeader() == uint8(header.ICMPv6ProtocolNumber) &&
 			header.ICMPv6(ip.Payload()).Type() == header.ICMPv6DstUnreachable
 	})
-	if got := g.stack.Stats().DialErrors["policy"]; got != 2 {
+	stats := g.stack.Stats()
+	if got := stats.DialErrors["policy"]; got != 2 {
 		t.Errorf("counted %d dials refused by policy, want 2", got)
+	}
+	want := map[string]uint64{"host_access": 2, "metadata": 0, "own_network": 0, "own_listener": 0, "invalid_destination": 0}
+	if diff := cmp.Diff(want, stats.PolicyRefusals); diff != "" {
+		t.Errorf("refusals by reason (-want +got):\n%s", diff)
 	}
 }
 

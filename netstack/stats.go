@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"slipway/netstack/dhcp"
 	"slipway/netstack/dns"
 	"slipway/netstack/icmp"
+	"slipway/netstack/internal/histogram"
 	"slipway/netstack/link"
 	"slipway/netstack/ndp"
 	"slipway/netstack/relay"
@@ -51,6 +53,24 @@ const (
 
 var causeNames = [causes]string{"refused", "unreachable", "timeout", "policy", "limit", "resources", "given_up", "other"}
 
+// closures are why Policy.Route closes a destination, and what the metric calls them.
+var closures = [...]struct {
+	err  error
+	name string
+}{
+	{ErrInvalidDestination, "invalid_destination"},
+	{ErrOwnNetwork, "own_network"},
+	{ErrHostClosed, "host_access"},
+	{ErrMetadataClosed, "metadata"},
+	{ErrOwnListener, "own_listener"},
+}
+
+// Bounds of the histograms, in powers of two of a second.
+const (
+	shortestDial, longestDial = -13, 5  // 122 µs to 32 s; dialTimeout ends a dial
+	shortestFlow, longestFlow = -10, 17 // 1 ms to 36 hours
+)
+
 type counters struct {
 	tcp              relay.Bytes
 	flowsOpen        atomic.Int64
@@ -64,6 +84,22 @@ type counters struct {
 	handshakesFailed atomic.Uint64
 	reassembled      atomic.Uint64
 	dialErrors       [causes]atomic.Uint64
+	closed           [len(closures)]atomic.Uint64
+	dialTime         *histogram.Histogram
+	flowTime         *histogram.Histogram
+}
+
+// route is Policy.Route, which counts what is closed.
+func (s *Stack) route(dst netip.AddrPort) (netip.AddrPort, error) {
+	to, err := s.policy.Route(dst)
+	if err != nil {
+		for i, c := range closures {
+			if errors.Is(err, c.err) {
+				s.stats.closed[i].Add(1)
+			}
+		}
+	}
+	return to, err
 }
 
 // dialFailed counts a failed dial and says how the guest hears of it.
@@ -132,6 +168,12 @@ type Stats struct {
 	Reassembled uint64
 	// DialErrors counts failed dials by cause. The causes are a fixed set.
 	DialErrors map[string]uint64
+	// PolicyRefusals counts how often a destination was closed to the guest, by reason:
+	// connections, datagrams and echo requests. The reasons are a fixed set.
+	PolicyRefusals map[string]uint64
+	// DialTime is from the guest's SYN to the answer of the destination, of the dials that
+	// succeeded. FlowTime is from there on to the end, of the flows that have ended.
+	DialTime, FlowTime histogram.Counts
 	// GVisor are gVisor's own counters by their path in its tcpip.Stats in
 	// snake_case, like tcp_retransmits.
 	GVisor map[string]uint64
@@ -147,8 +189,10 @@ func (s *Stack) Stats() Stats {
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
 		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(), DialsPaced: c.dialsPaced.Load(),
 		HandshakesFailed: c.handshakesFailed.Load(), Reassembled: c.reassembled.Load(),
-		DialErrors: make(map[string]uint64, causes),
-		GVisor:     make(map[string]uint64),
+		DialErrors:     make(map[string]uint64, causes),
+		PolicyRefusals: make(map[string]uint64, len(closures)),
+		DialTime:       c.dialTime.Counts(), FlowTime: c.flowTime.Counts(),
+		GVisor: make(map[string]uint64, len(s.gvisor)),
 	}
 	if s.dns != nil {
 		out.DNS = s.dns.Stats()
@@ -157,12 +201,17 @@ func (s *Stack) Stats() Stats {
 	for i := range c.dialErrors {
 		out.DialErrors[causeNames[i]] = c.dialErrors[i].Load()
 	}
-	walk(out.GVisor, "", reflect.ValueOf(s.stack.Stats()))
+	for i := range c.closed {
+		out.PolicyRefusals[closures[i].name] = c.closed[i].Load()
+	}
+	for name, c := range s.gvisor {
+		out.GVisor[name] = c.Value()
+	}
 	return out
 }
 
 // walk collects every *tcpip.StatCounter below v, a struct of gVisor's statistics.
-func walk(into map[string]uint64, prefix string, v reflect.Value) {
+func walk(into map[string]*tcpip.StatCounter, prefix string, v reflect.Value) {
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
 		if !field.IsExported() {
@@ -172,7 +221,7 @@ func walk(into map[string]uint64, prefix string, v reflect.Value) {
 		switch f := v.Field(i); {
 		case f.Type() == reflect.TypeFor[*tcpip.StatCounter]():
 			if c, ok := f.Interface().(*tcpip.StatCounter); ok && c != nil {
-				into[name] = c.Value()
+				into[name] = c
 			}
 		case f.Kind() == reflect.Struct && field.Anonymous:
 			walk(into, prefix, f)

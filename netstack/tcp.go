@@ -250,6 +250,7 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 		t.refuse(r, req, err)
 		return nil, nil
 	}
+	t.s.stats.dialTime.Observe(time.Since(req.since))
 	t.shake(req)
 	tooLong := time.AfterFunc(handshakeTime, func() { req.cancel(errUnfinished) })
 	defer tooLong.Stop()
@@ -307,7 +308,7 @@ func (t *guestTCP) dial(req *request, dst netip.AddrPort) (*net.TCPConn, error) 
 		}
 		return nil, errors.Join(fmt.Errorf("dial resolver: got a %T", conn), conn.Close())
 	}
-	to, err := s.policy.Route(dst)
+	to, err := s.route(dst)
 	if err != nil {
 		return nil, err
 	}
@@ -354,7 +355,9 @@ func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queu
 	s.stats.flowsTotal.Add(1)
 	defer s.stats.flowsOpen.Add(-1)
 	tuneEndpoint(ep)
+	begin := time.Now()
 	err := relay.Run(ctx, ep, queue, conn, bytes...)
+	s.stats.flowTime.Observe(time.Since(begin))
 	switch {
 	case err == nil:
 	case errors.Is(err, relay.ErrReset):

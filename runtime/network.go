@@ -47,13 +47,13 @@ func (c Config) plainTAP() string {
 
 // connect gives a waiting stage its network, or a guard where the network is
 // not ours to make.
-func connect(cfg Config, ns namespaces) (connection, error) {
+func connect(cfg Config, hostname string, ns namespaces) (connection, error) {
 	if cfg.Network != Private {
 		return &guardProcess{done: make(chan struct{})}, nil
 	}
 	net := *cfg.Net
 	net.Target = netns.Target{User: ns.user, Net: ns.net}
-	net.Device = ns.tap
+	net.Device, net.Container = ns.tap, hostname
 	p, ready, err := monitor.Start(net)
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)

@@ -149,7 +149,7 @@ func (c *container) start(ctx context.Context, s spec) error {
 	if ns.tap, err = c.expect(ctx, kindReady); err != nil {
 		return err
 	}
-	if c.conn, err = connect(c.cfg, ns); err != nil {
+	if c.conn, err = connect(c.cfg, s.Hostname, ns); err != nil {
 		return err
 	}
 	if err := c.conn.Guard(c.pidfd); err != nil {

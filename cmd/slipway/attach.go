@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,9 @@ func newAttachCmd() *cobra.Command {
 				return err
 			}
 			defer cfg.Target.Close()
+			if cfg.Container = netnsP; pid > 0 {
+				cfg.Container = "pid " + strconv.Itoa(pid)
+			}
 			return attach(cmd.Context(), *cfg, readyFD, exitFD)
 		},
 	}

@@ -69,7 +69,7 @@ func engine() error {
 	if cfg.Slirp4netns != nil {
 		err = cfg.Slirp4netns.serve(client, start, cfg.Network, ports)
 	} else {
-		err = serve(cfg, start, stack, ports)
+		err = serve(cfg, client, start, stack, ports)
 	}
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
@@ -82,7 +82,7 @@ func engine() error {
 }
 
 // serve hands the listeners to those who accept on them.
-func serve(cfg engineConfig, start *monitor.StartMessage, stack *netstack.Stack, ports *portfwd.Manager) error {
+func serve(cfg engineConfig, client *monitor.Client, start *monitor.StartMessage, stack *netstack.Stack, ports *portfwd.Manager) error {
 	want := len(cfg.Publish)
 	if cfg.Metrics {
 		want++
@@ -98,7 +98,7 @@ func serve(cfg engineConfig, start *monitor.StartMessage, stack *netstack.Stack,
 	if !cfg.Metrics {
 		return nil
 	}
-	exporter := metrics.New(source{stack: stack, ports: ports, restarts: start.Restarts}, version)
+	exporter := metrics.New(source{stack: stack, ports: ports, monitor: client, start: start}, version)
 	for _, f := range start.Listeners[want-1] {
 		l, err := net.FileListener(f)
 		if err := errors.Join(err, f.Close()); err != nil {

@@ -1,23 +1,31 @@
 package main
 
 import (
+	"context"
 	"maps"
 	"net/netip"
 	"os"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"slipway/metrics"
 	"slipway/netstack"
+	"slipway/netstack/monitor"
 	"slipway/portfwd"
 )
 
 // source shows the numbers of the stack and of the published ports as metrics.
 type source struct {
-	stack    *netstack.Stack
-	ports    *portfwd.Manager
-	restarts int
+	stack   *netstack.Stack
+	ports   *portfwd.Manager
+	monitor *monitor.Client
+	start   *monitor.StartMessage
 }
+
+// statusTimeout is how long a scrape waits for the monitor.
+const statusTimeout = time.Second
 
 var _ metrics.Source = source{}
 
@@ -47,6 +55,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		TCPFromBytes: n.TCPFromGuest, TCPToBytes: n.TCPToGuest,
 		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
+		DialTime: metrics.Histogram(n.DialTime), FlowTime: metrics.Histogram(n.FlowTime), PolicyRefusals: n.PolicyRefusals,
 		Retransmits: n.GVisor["tcp_retransmits"],
 		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
 			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited,
@@ -59,11 +68,16 @@ func (s source) Snapshot() metrics.Snapshot {
 			SessionsOpen: int64(n.UDP.Sessions), SessionsTotal: n.UDP.SessionsTotal, SessionsEvicted: n.UDP.SessionsEvicted,
 		},
 		// A connection to the resolver counts as one query: what it carries is not looked at.
-		DNS:            metrics.DNS{Queries: n.DNS.Queries + n.DNS.TCP, Failures: n.DNS.Failures + n.DNS.TCPFailures},
+		DNS: metrics.DNS{
+			Queries: n.DNS.Queries + n.DNS.TCP, Failures: n.DNS.Failures + n.DNS.TCPFailures, Failovers: n.DNS.Failovers,
+			Latency: metrics.Histogram(n.DNS.Latency),
+		},
 		ICMP:           metrics.ICMP{Requests: n.ICMP.Requests, Replies: n.ICMP.Replies},
-		EngineRestarts: uint64(s.restarts),
+		EngineRestarts: uint64(s.start.Restarts),
+		Container:      metrics.Container{Name: s.start.Container, Namespace: strconv.FormatUint(s.start.Namespace, 10)},
 		GVisor:         n.GVisor,
 	}
+	s.addStatus(&out)
 	for _, p := range s.ports.List() {
 		port := metrics.Port{
 			Protocol: string(p.Spec.Proto), ContainerPort: p.Spec.ContainerPort, Path: p.Path,
@@ -77,6 +91,26 @@ func (s source) Snapshot() metrics.Snapshot {
 		out.Ports = append(out.Ports, port)
 	}
 	return out
+}
+
+// addStatus adds what only the monitor can tell. Where it does not, that is missing:
+// nothing is better than a wrong zero.
+func (s source) addStatus(out *metrics.Snapshot) {
+	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
+	defer cancel()
+	status, err := s.monitor.Status(ctx)
+	if err != nil {
+		return
+	}
+	if n := status.DeviceDrops; n != nil {
+		out.Drops["device_queue_full"] = *n
+	}
+	out.Processes = make(map[string]metrics.Process)
+	for name, u := range map[string]*monitor.Usage{"monitor": status.Monitor, "engine": status.Engine} {
+		if u != nil {
+			out.Processes[name] = metrics.Process{CPU: u.CPU, Resident: u.Resident}
+		}
+	}
 }
 
 // localAddr is the address that a socket is bound to; false for unix sockets.

@@ -125,6 +125,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 		},
 		PublishPath: f.publishPath,
 		Guests:      []netip.Addr{network.Guest4(), network.Guest6()},
+		Status:      f.metrics != "",
 		Engine:      engine,
 	}
 	for _, s := range specs {

@@ -31,7 +31,7 @@ func (r *Relay) Query(_ netip.AddrPort, payload []byte, reply func(answer []byte
 		r.count.refused.Add(1)
 		return
 	}
-	query := bytes.Clone(payload)
+	query, begin := bytes.Clone(payload), time.Now()
 	go func() {
 		defer r.done()
 		ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Timeout)
@@ -42,6 +42,7 @@ func (r *Relay) Query(_ netip.AddrPort, payload []byte, reply func(answer []byte
 			return
 		}
 		r.count.answers.Add(1)
+		r.count.latency.Observe(time.Since(begin))
 		reply(answer)
 	}()
 }

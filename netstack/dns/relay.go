@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"slipway/netstack/internal/histogram"
 	"slipway/netstack/internal/pace"
 )
 
@@ -65,11 +66,19 @@ type Stats struct {
 	InFlight    uint64
 	TCP         uint64 // connections asked for
 	TCPFailures uint64
+	// Latency is from a query by UDP to its answer, of those that were answered.
+	Latency histogram.Counts
 }
 
 type counters struct {
 	queries, answers, failures, refused, paced, malformed, failovers, mismatches, inFlight, tcp, tcpFailures atomic.Uint64
+
+	latency *histogram.Histogram
 }
+
+// Bounds of the latency, in powers of two of a second: 122 µs to 16 s, of which Timeout
+// has 8.
+const fastest, slowest = -13, 4
 
 // New makes a Relay; Close ends it.
 func New(cfg Config) (*Relay, error) {
@@ -98,6 +107,7 @@ func New(cfg Config) (*Relay, error) {
 		}
 	}
 	r := &Relay{cfg: cfg, slots: make(chan struct{}, cfg.InFlight), pace: pace.New(queriesPerCPU), failed: make(map[netip.AddrPort]time.Time)}
+	r.count.latency = histogram.New(fastest, slowest)
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.buffer.New = func() any { return new([maxMessage]byte) }
 	return r, nil
@@ -128,6 +138,7 @@ func (r *Relay) Stats() Stats {
 		InFlight:    c.inFlight.Load(),
 		TCP:         c.tcp.Load(),
 		TCPFailures: c.tcpFailures.Load(),
+		Latency:     c.latency.Counts(),
 	}
 }
 

@@ -47,6 +47,8 @@ type StartMessage struct {
 	Listeners [][]*os.File     // as Config.Listen, non-blocking
 	Kernel    bool             // Client.Sockets may be asked
 	Restarts  int              // engines before this one
+	Container string           // Config.Container
+	Namespace uint64           // inode of the container's network namespace; 0: not known
 	Forwards  []Forward        // that earlier engines asked for, by id
 }
 
@@ -62,6 +64,9 @@ type Client struct {
 
 	resolvers   []netip.AddrPort
 	resolversAt time.Time
+
+	status   Status
+	statusAt time.Time
 }
 
 // Connect is the first thing that an engine does: it makes the process non-dumpable
@@ -123,7 +128,7 @@ func receiveStart(c *conn) (*StartMessage, error) {
 	}
 	s := &StartMessage{
 		Config: body.Config, Name: body.Name, Offload: tap.Offload(body.Offload), MAC: body.MAC,
-		Kernel: body.Kernel, Restarts: body.Restarts,
+		Kernel: body.Kernel, Restarts: body.Restarts, Container: body.Container, Namespace: body.Namespace,
 		Device: os.NewFile(uintptr(msg.take(0)), "tap:"+body.Name),
 	}
 	next := 1

@@ -34,6 +34,7 @@ const (
 	kindResolvers = "resolvers" // request and reply
 	kindListen    = "listen"    // request and reply
 	kindUnlisten  = "unlisten"  // request and reply
+	kindStatus    = "status"    // request and reply
 )
 
 // startBody is the body of kindStart. Its descriptors are the device, then the
@@ -46,6 +47,9 @@ type startBody struct {
 	Kernel   bool   `json:"kernel"`
 	Restarts int    `json:"restarts"`
 	Groups   []int  `json:"groups"` // how many listeners each group has
+
+	Container string `json:"container"`
+	Namespace uint64 `json:"namespace"`
 
 	Forwards []forwardBody `json:"forwards,omitempty"`
 }
@@ -180,6 +184,8 @@ func (m *monitor) talk(e *engine, restarts int) error {
 			err = m.replyListen(e, msg)
 		case msg.kind == kindUnlisten && hello:
 			err = m.replyUnlisten(e, msg)
+		case msg.kind == kindStatus && hello:
+			err = m.replyStatus(e, msg)
 		default:
 			err = fmt.Errorf("%w: the engine sent %q", errProtocol, msg.kind)
 		}
@@ -196,6 +202,7 @@ func (m *monitor) sendStart(e *engine, restarts int) error {
 	return e.conn.send(kindStart, 0, startBody{
 		Config: m.cfg.Engine, Name: m.cfg.Link.Name, Offload: uint32(m.result.Offload), MAC: m.mac,
 		Kernel: m.result.Kernel, Restarts: restarts, Groups: sizes,
+		Container: m.cfg.Container, Namespace: m.namespace(),
 		Forwards: asked,
 	}, append([]int{m.device}, fds...))
 }

@@ -183,6 +183,16 @@ func obey(conn net.Conn, c *monitor.Client, start *monitor.StartMessage) {
 		case "resolvers":
 			list, err := c.Resolvers(context.Background())
 			fmt.Fprintf(conn, "%v %v\n", list, err)
+		case "container":
+			fmt.Fprintf(conn, "{\"Name\": %q, \"Namespace\": %d}\n", start.Container, start.Namespace)
+		case "status":
+			s, err := c.Status(context.Background())
+			if err == nil {
+				err = json.NewEncoder(conn).Encode(s)
+			}
+			if err != nil {
+				fmt.Fprintln(conn, err)
+			}
 		case "exit":
 			os.Exit(1)
 		case "panic":

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"slipway/netstack/confine"
@@ -37,6 +38,10 @@ type Config struct {
 
 	// Forwards lets engines ask for more sockets to listen on, Client.Listen.
 	Forwards bool `json:"forwards,omitempty"`
+	// Status lets engines ask for Client.Status.
+	Status bool `json:"status,omitempty"`
+	// Container is what a person calls the container.
+	Container string `json:"container,omitempty"`
 
 	PublishPath string            `json:"publish_path,omitempty"` // empty: PathAuto
 	KernelPorts []netns.PortRange `json:"kernel_ports,omitempty"` // published TCP ports; empty: no kernel path needed
@@ -63,9 +68,10 @@ type monitor struct {
 	log       *slog.Logger
 	listeners listeners
 	forwards  forwards
-	device    int      // outside of the poller
-	null      *os.File // standard input and output of engines
-	program   string   // of engines
+	device    int             // outside of the poller
+	link      *netlink.Handle // in the container's namespace; nil: nobody asks
+	null      *os.File        // standard input and output of engines
+	program   string          // of engines
 	mac       net.HardwareAddr
 	resolvers resolvers
 	result    Ready
@@ -128,6 +134,9 @@ func (m *monitor) begin(log *slog.Logger) {
 func (m *monitor) close() error {
 	m.listeners.close()
 	m.forwards.close()
+	if m.link != nil {
+		m.link.Close()
+	}
 	var err error
 	if m.null != nil {
 		err = m.null.Close()
@@ -186,7 +195,11 @@ func (m *monitor) configure() error {
 	if err != nil {
 		return err
 	}
-	defer h.Close()
+	if m.cfg.Status {
+		m.link = h
+	} else {
+		defer h.Close()
+	}
 	if m.mac, err = netns.Configure(h, m.cfg.Link); err != nil {
 		return err
 	}
@@ -206,6 +219,16 @@ func (m *monitor) configure() error {
 		m.result.KernelReason = err.Error()
 	}
 	return nil
+}
+
+// namespace is the inode of the container's network namespace, by which lsns(8) calls
+// it; 0 when it is not known.
+func (m *monitor) namespace() uint64 {
+	var st unix.Stat_t
+	if m.cfg.Target.Net == nil || unix.Fstat(int(m.cfg.Target.Net.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // trySocket makes one of the sockets that the kernel path lives on.

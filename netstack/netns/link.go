@@ -110,6 +110,21 @@ func queueOnly(h *netlink.Handle, l Link) (net.HardwareAddr, error) {
 	return bytes.Clone(link.Attrs().HardwareAddr), nil
 }
 
+// Dropped returns how many packets the kernel dropped on their way out of the link: for
+// a TAP, those that found its queue full or nobody who reads (tun_net_xmit in
+// drivers/net/tun.c).
+func Dropped(h *netlink.Handle, name string) (uint64, error) {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("find link %s: %w", name, err)
+	}
+	s := link.Attrs().Statistics
+	if s == nil {
+		return 0, fmt.Errorf("link %s has no statistics", name)
+	}
+	return s.TxDropped, nil
+}
+
 // localPatience is how long the kernel may take to route an address to itself.
 const localPatience = time.Second
 
