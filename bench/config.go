@@ -13,6 +13,7 @@ const (
 	maxDuration    = 10 * time.Minute
 	maxRepetitions = 1000
 	maxStreams     = 128   // of one iperf3 client
+	listedRows     = 20    // of an error that lists rows
 	minMTU         = 1280  // IPv6 needs it, RFC 8200 section 5; slipway attach takes no less
 	maxMTU         = 65520 // what every program under test takes; TAP devices end at 65521
 )
@@ -82,7 +83,11 @@ func (c Config) Validate() error {
 	for _, want := range c.Only {
 		all := catalogue(c)
 		if !slices.ContainsFunc(all, func(cell Cell) bool { return cell.matches(want) }) {
-			return fmt.Errorf("%w: no row %q in the suite %s, its rows are %s", ErrConfig, want, c.Suite, strings.Join(cellIDs(all), ", "))
+			ids, more := cellIDs(all), ""
+			if len(ids) > listedRows {
+				ids, more = ids[:listedRows], fmt.Sprintf(" and %d more, see --dry-run", len(ids)-listedRows)
+			}
+			return fmt.Errorf("%w: no row %q in the suite %s, its rows are %s%s", ErrConfig, want, c.Suite, strings.Join(ids, ", "), more)
 		}
 	}
 	return nil

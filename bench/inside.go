@@ -70,8 +70,21 @@ func Inside() error {
 // row is a cell that is being measured.
 type row struct {
 	Cell
-	lane   *lane
+	slot   *slot // nil: it was given up
 	failed int
+}
+
+// slot holds the lane of some rows, and another one when its driver has died.
+type slot struct {
+	lane     *lane
+	programs []Program
+	err      error // why there is no lane
+}
+
+// open sets a lane up in the slot.
+func (s *slot) open(ctx context.Context, b *bed, key laneKey) {
+	s.lane = &lane{side: key.side, mtu: key.mtu}
+	s.programs, s.err = b.open(ctx, s.lane, key.driver)
 }
 
 // laneKey is what the rows of a lane have in common.
@@ -86,9 +99,12 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 	rows := b.rows(emit)
 	distant := &lane{}
 	defer distant.shut()
-	lanes := map[laneKey]*lane{}
-	failures := map[laneKey]error{}
-	programs := map[laneKey][]Program{}
+	slots := map[laneKey]*slot{}
+	defer func() {
+		for _, s := range slots {
+			s.lane.shut()
+		}
+	}()
 	for _, r := range rows {
 		if ctx.Err() != nil {
 			return
@@ -99,22 +115,22 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 		}
 		key := laneKey{r.Driver, sideOf(r.Cell), r.MTU}
 		if workOf(r.Workload).fresh {
-			r.lane = &lane{}
+			r.slot = &slot{lane: &lane{}}
 			continue
 		}
-		l, ok := lanes[key]
+		s, ok := slots[key]
 		if !ok {
-			l = &lane{side: key.side, mtu: r.MTU}
-			defer l.shut()
-			lanes[key] = l
-			programs[key], failures[key] = b.open(ctx, l, r.Driver)
+			s = &slot{}
+			slots[key] = s
+			s.open(ctx, b, key)
 		}
-		if err := failures[key]; err != nil {
-			emit(event{ID: r.ID(), Commands: l.setup, Error: err.Error()})
+		l := s.lane
+		if s.err != nil {
+			emit(event{ID: r.ID(), Commands: l.setup, Error: s.err.Error()})
 			continue
 		}
-		r.lane = l
-		e := event{ID: r.ID(), Commands: l.commands(b, r.Cell), Programs: programs[key]}
+		r.slot = s
+		e := event{ID: r.ID(), Commands: l.commands(b, r.Cell), Programs: s.programs}
 		for _, p := range l.drivers {
 			e.Processes = append(e.Processes, commandLines(procfs, p.pid())...)
 		}
@@ -125,7 +141,7 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 			if ctx.Err() != nil {
 				return
 			}
-			if r.lane != nil {
+			if r.slot != nil {
 				b.measureRow(ctx, r, round, emit)
 			}
 		}
@@ -206,7 +222,12 @@ func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event
 	if round == 0 {
 		t = warmupTiming
 	}
-	s, err := r.lane.measure(ctx, b, r.Cell, t)
+	if r.slot.err != nil { // it had died in another row, and could not be started again
+		emit(event{ID: r.ID(), Error: r.slot.err.Error()})
+		r.slot = nil
+		return
+	}
+	s, err := r.slot.lane.measure(ctx, b, r.Cell, t)
 	s.Round = round
 	if ctx.Err() != nil {
 		return // the run was ended, that is no failure of the row
@@ -219,12 +240,14 @@ func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event
 	if err == nil {
 		return
 	}
-	if dead := r.lane.alive(); dead != nil {
+	if dead := r.slot.lane.alive(); dead != nil {
 		emit(event{ID: r.ID(), Error: dead.Error()})
-		r.lane = nil
+		r.slot.lane.shut()
+		r.slot.open(ctx, b, laneKey{r.Driver, sideOf(r.Cell), r.MTU}) // for the other rows
+		r.slot = nil
 	} else if r.failed >= maxFailures || errors.Is(err, errElsewhere) {
 		emit(event{ID: r.ID(), Error: fmt.Sprintf("given up after failure %d: %v", r.failed, err)})
-		r.lane = nil
+		r.slot = nil
 	}
 }
 

@@ -30,6 +30,7 @@ type work struct {
 	other bool // it is not iperf3's server that is connected to
 	fresh bool // the driver is started anew, and that is what is measured
 	tcp   bool // its connections can be looked at while it runs
+	brief bool // each of them for less time than a look takes
 	// extra is how long it takes beyond the time of one measurement; whole: at all.
 	extra, whole time.Duration
 }
@@ -49,7 +50,7 @@ func workOf(w Workload) work {
 	case WorkloadLatencyLoaded:
 		return work{serve: echoServer, ask: latencyClient, read: parseGenerated, load: iperf3Load, other: true, tcp: true, extra: 2*overhead + loadLead}
 	case WorkloadConnect:
-		return work{serve: echoServer, ask: connectClient, read: parseGenerated, other: true, tcp: true, extra: overhead}
+		return work{serve: echoServer, ask: connectClient, read: parseGenerated, other: true, tcp: true, brief: true, extra: overhead}
 	case WorkloadHTTP:
 		return work{serve: nginxServer, ask: wrkClient, read: parseWrk, other: true, tcp: true, needs: []string{"nginx", "wrk"}, extra: overhead}
 	case WorkloadDNS:

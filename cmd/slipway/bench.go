@@ -51,6 +51,7 @@ The suites choose the rows, and the other options change what a suite begins wit
 			}
 			cfg.Slipway, cfg.Version = self, cmd.Root().Version
 			cfg.Duration = time.Duration(seconds) * time.Second
+			cfg.Only = rowNames(cfg.Only)
 			suite, err := bench.LookSuite(cfg.Suite)
 			if err != nil {
 				return err
@@ -78,7 +79,7 @@ The suites choose the rows, and the other options change what a suite begins wit
 	flags.IntSliceVar(&cfg.MTUs, "mtu", []int{1500}, "MTUs of the container's link in bytes, for every driver")
 	flags.IntSliceVar(&cfg.Streams, "streams", []int{1}, "numbers of TCP connections at a time")
 	flags.StringToStringVar(&cfg.Peers, "peer", nil, "a program that is not the one in PATH, `NAME=PATH`: "+strings.Join(bench.PeerPrograms(), ", "))
-	flags.StringSliceVar(&cfg.Only, "only", nil, "measure only these rows (and host loopback): DRIVER[/WORKLOAD[/DIRECTION]], e.g. slipway/stream/up")
+	flags.StringSliceVar(&cfg.Only, "only", nil, "measure only these rows (and host loopback): DRIVER[/WORKLOAD[/DIRECTION]] or a whole name, e.g. slipway/stream/up or slipway/stream/up,streams=4")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say which rows would be measured and how long it would take, and end")
 	flags.BoolVar(&o.showCommands, "show-commands", false, "also print the commands behind each row")
 	flags.StringVar(&o.json, "json", "", "also write the report with all samples and commands to this `file`")
@@ -104,6 +105,20 @@ type benchOptions struct {
 	dryRun       bool
 	showCommands bool
 	json         string // path, "": not written
+}
+
+// rowNames puts the words of a list of rows together again: a row's name may have commas
+// in it, as in slipway/stream/up,streams=4.
+func rowNames(words []string) []string {
+	var names []string
+	for _, w := range words {
+		if len(names) > 0 && strings.Contains(w, "=") {
+			names[len(names)-1] += "," + w
+			continue
+		}
+		names = append(names, w)
+	}
+	return names
 }
 
 func suiteNames(suites []bench.Suite) []string {
