@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,18 +29,19 @@ func rootlessKitWith(ctx context.Context, b *bed, l *lane) error {
 	if err := p.await(ctx, p.output.seen); err != nil {
 		return err
 	}
+	// The shell that said so becomes sleep, in the same process.
 	found, err := tree(procfs, p.pid())
 	if err != nil {
 		return err
 	}
 	for _, s := range found {
 		text, err := os.ReadFile(filepath.Join(procfs, strconv.Itoa(s.id.pid), "cmdline"))
-		if err == nil && strings.HasPrefix(string(text), "sleep\x00") {
+		if err == nil && (strings.HasPrefix(string(text), "sh\x00-c\x00echo "+b.congestion) || strings.HasPrefix(string(text), "sleep\x00")) {
 			l.container = s.id.pid
 		}
 	}
 	if l.container == 0 {
-		return errors.New("find the container of rootlesskit: no process of it sleeps")
+		return fmt.Errorf("find the container of rootlesskit: none of its %d processes is the command that it was given", len(found))
 	}
 	return nil
 }

@@ -84,8 +84,8 @@ func (b *bed) program(ctx context.Context, path string) Program {
 		p.Version = firstLine(output(ctx, path, "--version"))
 	}
 	name, packaged := owner(ctx, path)
-	switch {
-	case name == "":
+	switch name {
+	case "":
 		p.Source = checksum(path)
 	default:
 		p.Source = "Debian " + name + " " + packaged

@@ -166,8 +166,8 @@ func datagramsAt(b *bed, e ends, c Cell, t timing, bitsPerSecond uint64) []strin
 }
 
 const (
-	searchSteps   = 8
-	searchSeconds = time.Second
+	searchSteps = 8
+	searchTime  = time.Second
 	// losslessShare of datagrams may be lost where a rate counts as one without loss.
 	losslessShare = 0.001
 )
@@ -183,7 +183,7 @@ func searchLossless(ctx context.Context, b *bed, e ends, c Cell) (Sample, error)
 		if err != nil {
 			return Sample{}, err
 		}
-		out, err := b.client(ctx, datagramsAt(b, e, c, timing{seconds: searchSeconds}, rate))
+		out, err := b.client(ctx, datagramsAt(b, e, c, timing{seconds: searchTime}, rate))
 		if err != nil {
 			return Sample{}, err
 		}

@@ -44,7 +44,7 @@ func workOf(w Workload) work {
 	case WorkloadUDP:
 		return work{serve: iperf3Server, ask: iperf3Datagrams, read: parseIperf3UDP, extra: overhead}
 	case WorkloadUDPLossless:
-		return work{ask: iperf3Datagrams, search: searchLossless, whole: searchSteps * (searchSeconds + overhead)}
+		return work{ask: iperf3Datagrams, search: searchLossless, whole: searchSteps * (searchTime + overhead)}
 	case WorkloadLatency:
 		return work{serve: echoServer, ask: latencyClient, read: parseGenerated, other: true, tcp: true, extra: overhead}
 	case WorkloadLatencyLoaded:
