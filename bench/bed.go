@@ -8,19 +8,32 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // bed is the test bed inside the run's namespaces.
 type bed struct {
 	cfg        Config
+	self       string // path of this program
 	iperf3     string // path of the program
 	nsenter    string
 	congestion string // in force in every namespace of the run
 	dir        string // for sockets and pid files, private to the run
 	template   error  // why there is no interface with a default route, nil when there is
+
+	programs map[string]string // paths, by the names of PeerPrograms
+	versions map[string]Program
+	far      map[int]far // hosts that are so many milliseconds away
+	ports    uint16      // that have been given away
 }
 
-// client runs an iperf3 client to its end and returns what it printed on stdout.
+// nextPort is a port of the host, or another number, that nobody else of the run has.
+func (b *bed) nextPort() uint16 {
+	b.ports++
+	return publishedPort + b.ports - 1
+}
+
+// client runs a client to its end and returns what it printed on stdout.
 func (b *bed) client(ctx context.Context, args []string) ([]byte, error) {
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -60,6 +73,7 @@ func (b *bed) container(ctx context.Context, l *lane) (pid int, enter []string, 
 	if err := p.await(ctx, p.output.seen); err != nil {
 		return 0, nil, fmt.Errorf("make a container: %w", err)
 	}
+	l.container = p.pid()
 	l.setup = append(l.setup, "unshare --user --map-root-user --net sleep infinity # pid "+strconv.Itoa(p.pid()))
 	return p.pid(), b.enter(p.pid()), nil
 }
@@ -70,13 +84,17 @@ func (b *bed) enter(pid int) []string {
 	return []string{b.nsenter, "--target", strconv.Itoa(pid), "--user", "--net", "--preserve-credentials", "--"}
 }
 
-// run starts the driver of a lane and keeps it until the lane is shut.
+// run starts a process of the driver of a lane and keeps it until the lane is shut.
 func (b *bed) run(l *lane, args []string, watch string, files ...*os.File) error {
+	if l.began.IsZero() {
+		l.began = time.Now()
+	}
+	l.setup = append(l.setup, shown(args))
 	p, err := launch(args, nil, watch, files...)
 	if err != nil {
 		return err
 	}
-	l.driver = p
+	l.drivers = append(l.drivers, p)
 	l.close = append(l.close, p.stop)
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 const (
 	maxDuration    = 10 * time.Minute
 	maxRepetitions = 1000
+	maxStreams     = 128   // of one iperf3 client
+	listedRows     = 20    // of an error that lists rows
 	minMTU         = 1280  // IPv6 needs it, RFC 8200 section 5; slipway attach takes no less
 	maxMTU         = 65520 // what every program under test takes; TAP devices end at 65521
 )
@@ -19,18 +21,26 @@ const (
 // ErrConfig is wrapped by every error of [Config.Validate].
 var ErrConfig = errors.New("bad benchmark")
 
-// Config says what to measure. Every field is needed; there are no hidden defaults.
+// Config says what to measure. Every field is needed but Only, Peers and Progress; there
+// are no hidden defaults: a [Suite] has some.
 type Config struct {
+	// Suite of rows, by its name.
+	Suite string
 	// Duration of one measurement, in whole seconds. iperf3 runs a second longer,
 	// which is left out: TCP's slow start.
 	Duration time.Duration
 	// Repetitions that are counted, after one warm-up round.
 	Repetitions int
-	// MTU of the container's link, in bytes, the same for every program under test.
-	MTU int
-	// Only names the rows to measure: DRIVER, DRIVER/WORKLOAD or DRIVER/WORKLOAD/DIRECTION.
-	// Empty: all. The row of the host is always there, the others are divided by it.
+	// MTUs of the container's link in bytes, the same for every program under test.
+	MTUs []int
+	// Streams are numbers of TCP connections at a time.
+	Streams []int
+	// Only names the rows to measure: DRIVER, DRIVER/WORKLOAD or DRIVER/WORKLOAD/DIRECTION,
+	// or a row's whole name. Empty: all. The rows of the host that they are divided by are
+	// always there.
 	Only []string
+	// Peers are paths of programs that are not to be looked for in PATH, by the names of [PeerPrograms].
+	Peers map[string]string
 	// Slipway is the path of the binary under test.
 	Slipway string
 	// Version of that binary, for the report.
@@ -48,6 +58,9 @@ type Progress struct {
 
 // Validate says what is wrong with the configuration. Its errors wrap [ErrConfig].
 func (c Config) Validate() error {
+	if _, err := LookSuite(c.Suite); err != nil {
+		return err
+	}
 	switch {
 	case c.Duration < time.Second || c.Duration > maxDuration:
 		return fmt.Errorf("%w: %s for one measurement, want 1 to %d seconds", ErrConfig, c.Duration, int(maxDuration.Seconds()))
@@ -55,30 +68,66 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%w: %s for one measurement, want whole seconds", ErrConfig, c.Duration)
 	case c.Repetitions < 1 || c.Repetitions > maxRepetitions:
 		return fmt.Errorf("%w: %d repetitions, want 1 to %d", ErrConfig, c.Repetitions, maxRepetitions)
-	case c.MTU < minMTU || c.MTU > maxMTU:
-		return fmt.Errorf("%w: MTU %d, want %d to %d bytes", ErrConfig, c.MTU, minMTU, maxMTU)
+	}
+	if err := validateNumbers("MTU", c.MTUs, minMTU, maxMTU); err != nil {
+		return err
+	}
+	if err := validateNumbers("streams", c.Streams, 1, maxStreams); err != nil {
+		return err
+	}
+	for name := range c.Peers {
+		if !slices.Contains(PeerPrograms(), name) {
+			return fmt.Errorf("%w: no peer %q, the peers are %s", ErrConfig, name, strings.Join(PeerPrograms(), ", "))
+		}
 	}
 	for _, want := range c.Only {
-		if !slices.ContainsFunc(catalogue(c.MTU), func(cell Cell) bool { return cell.matches(want) }) {
-			return fmt.Errorf("%w: no row %q, the rows are %s", ErrConfig, want, strings.Join(cellIDs(c.MTU), ", "))
+		all := catalogue(c)
+		if !slices.ContainsFunc(all, func(cell Cell) bool { return cell.matches(want) }) {
+			ids, more := cellIDs(all), ""
+			if len(ids) > listedRows {
+				ids, more = ids[:listedRows], fmt.Sprintf(" and %d more, see --dry-run", len(ids)-listedRows)
+			}
+			return fmt.Errorf("%w: no row %q in the suite %s, its rows are %s%s", ErrConfig, want, c.Suite, strings.Join(ids, ", "), more)
 		}
 	}
 	return nil
 }
 
-// cells are the rows that the configuration asks for.
-func (c Config) cells() []Cell {
-	return slices.DeleteFunc(catalogue(c.MTU), func(cell Cell) bool {
-		if cell.Driver == DriverHost || len(c.Only) == 0 {
-			return false
+// validateNumbers that rows are made of: there is one, and none is there twice.
+func validateNumbers(what string, values []int, least, most int) error {
+	if len(values) == 0 {
+		return fmt.Errorf("%w: no %s, want %d to %d", ErrConfig, what, least, most)
+	}
+	for i, v := range values {
+		switch {
+		case v < least || v > most:
+			return fmt.Errorf("%w: %s %d, want %d to %d", ErrConfig, what, v, least, most)
+		case slices.Contains(values[:i], v):
+			return fmt.Errorf("%w: %s %d twice", ErrConfig, what, v)
 		}
-		return !slices.ContainsFunc(c.Only, cell.matches)
-	})
+	}
+	return nil
 }
 
 // Estimate is about how long the run takes, programs that are not installed included.
 func (c Config) Estimate() time.Duration {
-	const overhead = 400 * time.Millisecond // starting and ending a server and a client
-	round := c.Duration + omit + overhead
-	return time.Duration(len(c.cells())) * (warmup + overhead + time.Duration(c.Repetitions)*round)
+	var sum time.Duration
+	for _, cell := range c.cells() {
+		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(c.timing())
+	}
+	return sum
 }
+
+// CellIDs are the names of the rows that the configuration asks for, in the order of measuring.
+func (c Config) CellIDs() []string { return cellIDs(c.cells()) }
+
+// timing of one measurement.
+type timing struct {
+	seconds time.Duration // that count
+	omitted time.Duration // before them
+}
+
+// warmupTiming is that of the round that is not counted.
+var warmupTiming = timing{seconds: warmup}
+
+func (c Config) timing() timing { return timing{c.Duration, omit} }

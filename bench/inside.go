@@ -20,12 +20,13 @@ type event struct {
 	Environment *Environment `json:"environment,omitempty"`
 	Skip        *Skip        `json:"skip,omitempty"`
 	// ID of the row that the following fields are about.
-	ID        string   `json:"id,omitempty"`
-	Commands  []string `json:"commands,omitempty"`
-	Processes []string `json:"processes,omitempty"`
-	Sample    *Sample  `json:"sample,omitempty"`
-	Error     string   `json:"error,omitempty"` // with an ID: the row is given up; without: the run
-	End       bool     `json:"end,omitempty"`   // everything that was asked for has been done
+	ID        string    `json:"id,omitempty"`
+	Commands  []string  `json:"commands,omitempty"`
+	Processes []string  `json:"processes,omitempty"`
+	Programs  []Program `json:"programs,omitempty"`
+	Sample    *Sample   `json:"sample,omitempty"`
+	Error     string    `json:"error,omitempty"` // with an ID: the row is given up; without: the run
+	End       bool      `json:"end,omitempty"`   // everything that was asked for has been done
 }
 
 // Inside is pid 1 of the run's namespaces (slipway bench inside). Descriptor 3 brings
@@ -69,70 +70,164 @@ func Inside() error {
 // row is a cell that is being measured.
 type row struct {
 	Cell
-	lane   *lane
+	slot   *slot // nil: it was given up
 	failed int
 }
 
-// measureAll sets every lane up, then goes round them, and shuts them at the end.
+// slot holds the lane of some rows, and another one when its driver has died.
+type slot struct {
+	lane     *lane
+	programs []Program
+	err      error // why there is no lane
+}
+
+// open sets a lane up in the slot.
+func (s *slot) open(ctx context.Context, b *bed, key laneKey) {
+	s.lane = &lane{side: key.side, mtu: key.mtu}
+	s.programs, s.err = b.open(ctx, s.lane, key.driver)
+}
+
+// laneKey is what the rows of a lane have in common.
+type laneKey struct {
+	driver string
+	side   side
+	mtu    int
+}
+
+// measureAll sets every lane up, then goes round the rows, and shuts the lanes at the end.
 func (b *bed) measureAll(ctx context.Context, emit func(event)) {
-	var rows []*row
-	for _, c := range b.cfg.cells() {
-		rows = append(rows, &row{Cell: c})
-	}
-	skipped := map[string]bool{}
-	for _, s := range setups() {
-		var users []*row
-		for _, r := range rows {
-			if r.Driver == s.driver && r.Workload == s.workload {
-				users = append(users, r)
-			}
+	rows := b.rows(emit)
+	distant := &lane{}
+	defer distant.shut()
+	slots := map[laneKey]*slot{}
+	defer func() {
+		for _, s := range slots {
+			s.lane.shut()
 		}
-		if len(users) == 0 || ctx.Err() != nil {
+	}()
+	for _, r := range rows {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := b.reach(ctx, distant, r.Cell); err != nil {
+			emit(event{ID: r.ID(), Error: err.Error()})
 			continue
 		}
-		program, reason := b.find(s)
-		if reason != "" {
-			if !skipped[s.driver] {
-				emit(event{Skip: &Skip{Driver: s.driver, Reason: reason}})
-			}
-			skipped[s.driver] = true
+		key := laneKey{r.Driver, sideOf(r.Cell), r.MTU}
+		if workOf(r.Workload).fresh {
+			r.slot = &slot{lane: &lane{}}
 			continue
 		}
-		l := &lane{}
-		defer l.shut()
-		err := s.make(ctx, b, program, l)
-		for _, r := range users {
-			if err != nil {
-				emit(event{ID: r.ID(), Commands: l.setup, Error: err.Error()})
-				continue
-			}
-			r.lane = l
-			e := event{ID: r.ID(), Commands: l.commands(b, r.Direction)}
-			if l.driver != nil {
-				e.Processes = commandLines(procfs, l.driver.pid())
-			}
-			emit(e)
+		s, ok := slots[key]
+		if !ok {
+			s = &slot{}
+			slots[key] = s
+			s.open(ctx, b, key)
 		}
+		l := s.lane
+		if s.err != nil {
+			emit(event{ID: r.ID(), Commands: l.setup, Error: s.err.Error()})
+			continue
+		}
+		r.slot = s
+		e := event{ID: r.ID(), Commands: l.commands(b, r.Cell), Programs: s.programs}
+		for _, p := range l.drivers {
+			e.Processes = append(e.Processes, commandLines(procfs, p.pid())...)
+		}
+		emit(e)
 	}
 	for round := range b.cfg.Repetitions + 1 {
 		for _, r := range rows {
 			if ctx.Err() != nil {
 				return
 			}
-			if r.lane != nil {
+			if r.slot != nil {
 				b.measureRow(ctx, r, round, emit)
 			}
 		}
 	}
 }
 
+// rows that can be measured here; what is left out is said.
+func (b *bed) rows(emit func(event)) []*row {
+	drivers := map[string]string{} // why they are skipped, "" where they are not
+	workloads := map[Workload]string{}
+	var rows []*row
+	for _, c := range b.cfg.cells() {
+		if _, ok := drivers[c.Driver]; !ok {
+			_, drivers[c.Driver] = b.find(lookDriver(c.Driver))
+			if reason := drivers[c.Driver]; reason != "" {
+				emit(event{Skip: &Skip{Driver: c.Driver, Reason: reason}})
+			}
+		}
+		if _, ok := workloads[c.Workload]; !ok {
+			workloads[c.Workload] = b.cannot(c.Workload)
+			if reason := workloads[c.Workload]; reason != "" {
+				emit(event{Skip: &Skip{Workload: c.Workload, Reason: reason}})
+			}
+		}
+		if drivers[c.Driver] == "" && workloads[c.Workload] == "" {
+			rows = append(rows, &row{Cell: c})
+		}
+	}
+	return rows
+}
+
+// cannot says why a workload cannot be done here, "" when it can.
+func (b *bed) cannot(w Workload) string {
+	for _, name := range workOf(w).needs {
+		if b.programs[name] == "" {
+			return name + " is not installed"
+		}
+	}
+	if w == WorkloadHTTP {
+		if err := b.writePages(); err != nil {
+			return err.Error()
+		}
+	}
+	return ""
+}
+
+// reach makes the host that a row's connections lead to, where that is far away.
+func (b *bed) reach(ctx context.Context, distant *lane, c Cell) error {
+	if _, ok := b.far[c.DelayMillis]; ok || c.DelayMillis == 0 {
+		return nil
+	}
+	host, err := b.farHost(ctx, distant, c.DelayMillis)
+	if err != nil {
+		return err
+	}
+	b.far[c.DelayMillis] = host
+	return nil
+}
+
+// open sets a lane up, and says which programs the driver runs.
+func (b *bed) open(ctx context.Context, l *lane, name string) ([]Program, error) {
+	d := lookDriver(name)
+	l.program, _ = b.find(d)
+	start := d.start
+	if l.side == sideHost {
+		start = d.publish
+		l.ports = []port{{b.nextPort(), serverPort}, {b.nextPort(), otherPort}}
+	}
+	if err := start(ctx, b, l); err != nil {
+		return nil, l.because(err)
+	}
+	return b.identify(ctx, l)
+}
+
 // measureRow measures a row once, and gives it up after too many failures.
 func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event)) {
-	seconds, omitted := b.cfg.Duration, omit
+	t := b.cfg.timing()
 	if round == 0 {
-		seconds, omitted = warmup, 0
+		t = warmupTiming
 	}
-	s, err := r.lane.measure(ctx, b, r.Direction, seconds, omitted)
+	if r.slot.err != nil { // it had died in another row, and could not be started again
+		emit(event{ID: r.ID(), Error: r.slot.err.Error()})
+		r.slot = nil
+		return
+	}
+	s, err := r.slot.lane.measure(ctx, b, r.Cell, t)
 	s.Round = round
 	if ctx.Err() != nil {
 		return // the run was ended, that is no failure of the row
@@ -145,28 +240,15 @@ func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event
 	if err == nil {
 		return
 	}
-	if dead := r.lane.alive(); dead != nil {
+	if dead := r.slot.lane.alive(); dead != nil {
 		emit(event{ID: r.ID(), Error: dead.Error()})
-		r.lane = nil
-	} else if r.failed >= maxFailures {
-		emit(event{ID: r.ID(), Error: fmt.Sprintf("given up after %d failures: %v", r.failed, err)})
-		r.lane = nil
+		r.slot.lane.shut()
+		r.slot.open(ctx, b, laneKey{r.Driver, sideOf(r.Cell), r.MTU}) // for the other rows
+		r.slot = nil
+	} else if r.failed >= maxFailures || errors.Is(err, errElsewhere) {
+		emit(event{ID: r.ID(), Error: fmt.Sprintf("given up after failure %d: %v", r.failed, err)})
+		r.slot = nil
 	}
-}
-
-// find looks for the program of a setup; reason says why it is not measured.
-func (b *bed) find(s setup) (program, reason string) {
-	if s.program == "" {
-		return "", ""
-	}
-	program, err := exec.LookPath(s.program)
-	if err != nil {
-		return "", "not installed"
-	}
-	if sameFile(program, b.cfg.Slipway) {
-		return "", program + " is Slipway itself"
-	}
-	return program, ""
 }
 
 // sameFile says whether two paths lead to one file.
@@ -177,8 +259,12 @@ func sameFile(a, b string) bool {
 }
 
 // lookIperf3 finds iperf3 or says how to get it.
-func lookIperf3() (string, error) {
-	path, err := exec.LookPath("iperf3")
+func lookIperf3(c Config) (string, error) {
+	name, given := c.Peers["iperf3"]
+	if !given {
+		name = "iperf3"
+	}
+	path, err := exec.LookPath(name)
 	if err != nil {
 		return "", fmt.Errorf("look for iperf3: %w (install it: make deps, or: sudo apt install iperf3)", err)
 	}

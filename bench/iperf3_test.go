@@ -32,7 +32,7 @@ func TestParseIperf3(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := parseIperf3(output)
+			got, err := parseIperf3(output, Cell{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +60,7 @@ func TestParseIperf3Errors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := parseIperf3([]byte(tt.output))
+			_, err := parseIperf3([]byte(tt.output), Cell{})
 			if !errors.Is(err, errIperf3) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("parseIperf3: %v, want an errIperf3 with %q", err, tt.want)
 			}
@@ -69,29 +69,36 @@ func TestParseIperf3Errors(t *testing.T) {
 }
 
 func TestClientArgs(t *testing.T) {
-	dest := netip.MustParseAddrPort("10.0.2.2:5201")
-	toHost := lane{}
-	toHost.toHost([]string{"nsenter"})
-	published := lane{}
-	published.toContainer(nil, 5301)
+	b := &bed{iperf3: "iperf3", far: map[int]far{50: {address: netip.MustParseAddr("198.18.0.2")}}}
+	host, toHost := lane{}, lane{}
+	if err := hostStart(t.Context(), b, &host); err != nil {
+		t.Fatal(err)
+	}
+	toHost.toHost([]string{"nsenter"}, gateway)
+	published := lane{ports: []port{{5301, 5201}, {5302, 5202}}}
+	published.toContainer(nil)
+	counted := timing{4 * time.Second, time.Second}
 	tests := []struct {
-		name      string
-		lane      lane
-		direction Direction
-		omitted   time.Duration
-		want      string
+		name string
+		lane lane
+		cell Cell
+		t    timing
+		want string
 	}{
-		{"loopback", lane{dest: dest}, DirectionLoopback, time.Second, "iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1"},
-		{"up", toHost, DirectionUp, time.Second, "iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1"},
-		{"down", toHost, DirectionDown, time.Second, "iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1 --reverse"},
-		{"published down", published, DirectionDown, 0, "iperf3 --json --client 127.0.0.1 --port 5301 --time 4 --connect-timeout 5000"},
-		{"published up", published, DirectionUp, 0, "iperf3 --json --client 127.0.0.1 --port 5301 --time 4 --connect-timeout 5000 --reverse"},
+		{"loopback", host, Cell{Direction: DirectionLoopback}, counted, "iperf3 --json --client 127.0.0.1 --port 5201 --time 4 --connect-timeout 5000 --omit 1"},
+		{"up", toHost, Cell{Direction: DirectionUp}, counted, "nsenter iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1"},
+		{"down", toHost, Cell{Direction: DirectionDown}, counted, "nsenter iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1 --reverse"},
+		{"both", toHost, Cell{Direction: DirectionBoth, Streams: 4}, counted, "nsenter iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1 --parallel 4 --bidir"},
+		{"far away", toHost, Cell{Direction: DirectionUp, DelayMillis: 50}, counted, "nsenter iperf3 --json --client 198.18.0.2 --port 5201 --time 4 --connect-timeout 5000 --omit 1"},
+		{"published down", published, Cell{Direction: DirectionDown}, warmupTiming, "iperf3 --json --client 127.0.0.1 --port 5301 --time 1 --connect-timeout 5000"},
+		{"published up", published, Cell{Direction: DirectionUp}, warmupTiming, "iperf3 --json --client 127.0.0.1 --port 5301 --time 1 --connect-timeout 5000 --reverse"},
+		{"datagrams", toHost, Cell{Workload: WorkloadUDP, Direction: DirectionDown, Size: 1400}, counted, "nsenter iperf3 --json --client 10.0.2.2 --port 5201 --time 4 --connect-timeout 5000 --udp --bandwidth 0 --length 1400 --reverse"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := strings.Join(clientArgs("iperf3", tt.lane, tt.direction, 4*time.Second, tt.omitted), " ")
+			got := strings.Join(workOf(tt.cell.Workload).ask(b, tt.lane.ends(b, tt.cell), tt.cell, tt.t), " ")
 			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("clientArgs(-want +got):\n%s", diff)
+				t.Errorf("the client's arguments (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -11,21 +11,50 @@ import (
 // procfs is where the namespace of the run has its processes.
 const procfs = "/proc"
 
-// measureTimeout is what a measurement may take beyond the time that iperf3 was given.
+// measureTimeout is what a measurement may take beyond the time that it was given.
 const measureTimeout = 15 * time.Second
 
+// side of the container from which the connections of a lane are made.
+type side string
+
+const (
+	sideContainer side = "container" // from the container to the host
+	sideHost      side = "host"      // from the host to a published port
+)
+
+// sideOf a row.
+func sideOf(c Cell) side {
+	switch {
+	case c.Driver == DriverHost:
+		return sideContainer
+	case c.Workload == WorkloadPublished, c.Workload == WorkloadPublish1000:
+		return sideHost
+	case c.Workload != WorkloadStream && c.Workload != WorkloadUDP && c.Workload != WorkloadUDPLossless && c.Direction == DirectionDown:
+		return sideHost
+	}
+	return sideContainer
+}
+
 // lane is one way for a byte, set up and ready: a client, a server, and the driver
-// between them. It serves both directions of a workload.
+// between them. Every row of its driver, side and MTU is measured through it.
 type lane struct {
-	client  []string       // what a client's command line begins with; empty: it runs on the host
-	server  []string       // the same for the server
-	serving bool           // a server is already there and stays
-	port    uint16         // where the server listens
-	dest    netip.AddrPort // where the client connects to
-	reverse Direction      // the direction in which the server sends
-	driver  *process       // whose CPU time counts; nil: nobody's
-	setup   []string       // commands that were run to set it up
-	close   []func()       // undone in reverse order
+	side      side
+	mtu       int            // of the container's link, in bytes
+	container int            // pid that holds the container's namespaces; 0: there is no container
+	client    []string       // what a client's command line begins with; empty: it runs on the host
+	server    []string       // the same for the server
+	serving   bool           // a server of iperf3 is already there and stays
+	dest      netip.AddrPort // where a client connects to, of iperf3's server
+	other     netip.AddrPort // the same of any other server
+	reverse   Direction      // the direction in which the server sends
+	program   string         // path of the program that the driver has to run; "": none
+	ports     []port         // that are published
+	drivers   []*process     // whose CPU time counts; none: nobody's
+	tap       bool           // every byte passes the container's device
+	began     time.Time      // when the driver was started
+	ready     time.Duration  // from then to its being ready
+	setup     []string       // commands that were run to set it up
+	close     []func()       // undone in reverse order
 }
 
 // shut ends everything that the lane has started.
@@ -36,21 +65,35 @@ func (l *lane) shut() {
 	l.close = nil
 }
 
-// commands that measure one direction, for the report.
-func (l *lane) commands(b *bed, d Direction) []string {
+// commands that measure a row, for the report.
+func (l *lane) commands(b *bed, c Cell) []string {
 	commands := append([]string(nil), l.setup...)
-	if !l.serving {
-		commands = append(commands, strings.Join(append(l.server[:len(l.server):len(l.server)], serverArgs(b.iperf3, l.port)...), " "))
+	w := workOf(c.Workload)
+	if w.fresh {
+		return commands
 	}
-	return append(commands, strings.Join(append(l.client[:len(l.client):len(l.client)], clientArgs(b.iperf3, *l, d, b.cfg.Duration, omit)...), " "))
+	e := l.ends(b, c)
+	if w.load != nil {
+		server, client := w.load(b, e, c, b.cfg.timing())
+		if len(server.args) > 0 {
+			commands = append(commands, strings.Join(server.args, " "))
+		}
+		commands = append(commands, strings.Join(client, " "))
+	}
+	if w.serve != nil && !e.serving {
+		commands = append(commands, strings.Join(w.serve(b, e, c).args, " "))
+	}
+	return append(commands, strings.Join(w.ask(b, e, c, b.cfg.timing()), " "))
 }
 
-// alive is an error when the driver has ended.
+// alive is an error when a process of the driver has ended.
 func (l *lane) alive() error {
-	if l.driver == nil {
-		return nil
+	for _, p := range l.drivers {
+		if err := p.ended(); err != nil {
+			return err
+		}
 	}
-	return l.driver.ended()
+	return nil
 }
 
 // because prefers the end of the driver to what followed from it.
@@ -61,56 +104,82 @@ func (l *lane) because(err error) error {
 	return err
 }
 
-// measure sends one stream through the lane.
-func (l *lane) measure(ctx context.Context, b *bed, d Direction, seconds, omitted time.Duration) (Sample, error) {
-	ctx, cancel := context.WithTimeout(ctx, seconds+omitted+measureTimeout)
+// measure a row once.
+func (l *lane) measure(ctx context.Context, b *bed, c Cell, t timing) (Sample, error) {
+	w := workOf(c.Workload)
+	ctx, cancel := context.WithTimeout(ctx, w.lasts(t)+measureTimeout)
 	defer cancel()
+	if w.fresh {
+		return b.measureFresh(ctx, c, w)
+	}
 	if err := l.alive(); err != nil {
 		return Sample{}, err
 	}
-	if !l.serving {
-		server, err := launch(append(l.server[:len(l.server):len(l.server)], serverArgs(b.iperf3, l.port)...), nil, listening)
-		if err != nil {
-			return Sample{}, err
-		}
-		defer server.stop()
-		if err := server.await(ctx, server.output.seen); err != nil {
-			return Sample{}, fmt.Errorf("server: %w", err)
-		}
-	}
-	before, err := l.usage()
-	if err != nil {
-		return Sample{}, err
-	}
-	args := append(l.client[:len(l.client):len(l.client)], clientArgs(b.iperf3, *l, d, seconds, omitted)...)
-	out, err := b.client(ctx, args)
+	e := l.ends(b, c)
+	stop, err := w.prepare(ctx, b, e, c, t)
+	defer stop()
 	if err != nil {
 		return Sample{}, l.because(err)
 	}
-	after, err := l.usage()
-	if err != nil {
-		return Sample{}, err
-	}
-	s, err := parseIperf3(out)
+	before, err := l.read()
 	if err != nil {
 		return Sample{}, l.because(err)
 	}
-	cpu, err := after.since(before)
+	checked := l.checkLater(ctx, b, e, w, t)
+	s, err := w.run(ctx, b, e, c, t)
+	cancel() // a check that has not begun shall not
+	findings := <-checked
 	if err != nil {
-		return s, err
+		return Sample{}, l.because(err)
 	}
-	s.CPUSeconds = cpu.Seconds()
+	after, err := l.read()
+	if err != nil {
+		return s, l.because(err)
+	}
+	if err := after.since(before, &s); err != nil {
+		return s, l.because(err)
+	}
+	if findings != nil {
+		return s, findings
+	}
 	for _, got := range []string{s.SenderCongestion, s.ReceiverCongestion} {
 		if got != "" && got != b.congestion {
 			return s, fmt.Errorf("a socket of iperf3 used congestion control %s, want %s", got, b.congestion)
 		}
 	}
+	if moved := after.link - before.link; l.tap && float64(moved) < enoughOfPayload*float64(s.Bytes) {
+		return s, fmt.Errorf("%d bytes of payload, but the container's device moved %d: %w", s.Bytes, moved, errElsewhere)
+	}
 	return s, nil
 }
 
-func (l *lane) usage() (usage, error) {
-	if l.driver == nil {
-		return usage{}, nil
+// enoughOfPayload that the container's device has to account for. It counts headers too,
+// but the sender has counted what was still in its socket's buffer at the end.
+const enoughOfPayload = 0.8
+
+// ends of a connection.
+type ends struct {
+	client, server []string
+	serving        bool
+	dest           netip.AddrPort
+	load           netip.AddrPort // where iperf3 connects to while something else is measured
+	loadServing    bool           // its server is already there and stays
+	reverse        Direction
+	// container is the pid whose network namespace the container's sockets are in; 0: none.
+	container int
+}
+
+// ends of the connections of a row.
+func (l *lane) ends(b *bed, c Cell) ends {
+	e := ends{client: l.client, server: l.server, dest: l.dest, reverse: l.reverse, container: l.container}
+	switch {
+	case c.DelayMillis > 0:
+		far := b.far[c.DelayMillis]
+		e.server, e.dest = far.enter, netip.AddrPortFrom(far.address, serverPort)
+	case workOf(c.Workload).other:
+		e.dest, e.load, e.loadServing = l.other, l.dest, l.serving
+	default:
+		e.serving = l.serving
 	}
-	return cpuUsage(procfs, l.driver.pid())
+	return e
 }

@@ -55,7 +55,7 @@ func namespaceAttr(uid, gid int) *syscall.SysProcAttr {
 
 // enterNamespace makes the namespaces of pid 1 usable and returns the test bed.
 func enterNamespace(ctx context.Context, cfg Config) (*bed, error) {
-	b := &bed{cfg: cfg, dir: privateDir}
+	b := &bed{cfg: cfg, dir: privateDir, versions: map[string]Program{}, far: map[int]far{}}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w (is the use of user namespaces restricted? run: slipway doctor)", err)
 	}
@@ -78,11 +78,17 @@ func enterNamespace(ctx context.Context, cfg Config) (*bed, error) {
 	if b.congestion, err = setCongestionControl(congestionControls...); err != nil {
 		return nil, err
 	}
-	if b.iperf3, err = lookIperf3(); err != nil {
+	if b.iperf3, err = lookIperf3(cfg); err != nil {
 		return nil, err
 	}
 	if b.nsenter, err = exec.LookPath("nsenter"); err != nil {
 		return nil, fmt.Errorf("look for nsenter: %w (install it: sudo apt install util-linux)", err)
+	}
+	if b.self, err = selfPath(); err != nil {
+		return nil, err
+	}
+	if err := b.lookPrograms(); err != nil {
+		return nil, err
 	}
 	return b, ctx.Err()
 }

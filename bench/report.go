@@ -106,7 +106,9 @@ type Cell struct {
 	Commands []string `json:"commands,omitempty"`
 	// Processes whose CPU time is counted, by their command lines.
 	Processes []string `json:"processes,omitempty"`
-	Samples   []Sample `json:"samples,omitempty"`
+	// Programs that those processes run, as the kernel names them.
+	Programs []Program `json:"programs,omitempty"`
+	Samples  []Sample  `json:"samples,omitempty"`
 	// Error is why the row was given up.
 	Error string `json:"error,omitempty"`
 	// Defect is a known fault of the driver that makes the figures what they are: they are
@@ -150,7 +152,9 @@ type Latency struct {
 // Skip is a driver that was not measured, and why.
 type Skip struct {
 	Driver string `json:"driver"`
-	Reason string `json:"reason"`
+	// Workload that was not measured with it; "": all of them.
+	Workload Workload `json:"workload,omitempty"`
+	Reason   string   `json:"reason"`
 }
 
 // ID names a row: DRIVER/WORKLOAD/DIRECTION, and what else sets it apart, as in
@@ -180,37 +184,6 @@ const ordinaryMTU = 1500
 func (c Cell) matches(want string) bool {
 	rest, ok := strings.CutPrefix(c.ID(), want)
 	return want != "" && ok && (rest == "" || rest[0] == '/' || rest[0] == ',')
-}
-
-// catalogue lists every row there is, in the order of measuring and printing.
-func catalogue(mtu int) []Cell {
-	cells := []Cell{{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback}}
-	for _, way := range []Cell{
-		{Workload: WorkloadStream, Direction: DirectionUp},
-		{Workload: WorkloadStream, Direction: DirectionDown},
-		{Workload: WorkloadPublished, Direction: DirectionDown},
-		{Workload: WorkloadPublished, Direction: DirectionUp},
-	} {
-		for _, driver := range []string{DriverSlipway, DriverSlirp4netns, DriverPasta} {
-			way.Driver = driver
-			cells = append(cells, way)
-		}
-	}
-	for i := range cells {
-		cells[i].Streams, cells[i].Unit = 1, UnitBitsPerSecond
-		if cells[i].Driver != DriverHost {
-			cells[i].MTU = mtu
-		}
-	}
-	return cells
-}
-
-func cellIDs(mtu int) []string {
-	var ids []string
-	for _, c := range catalogue(mtu) {
-		ids = append(ids, c.ID())
-	}
-	return ids
 }
 
 // Failed names the rows without which a run is worth nothing, those of the host and

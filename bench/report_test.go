@@ -121,55 +121,15 @@ func TestFailed(t *testing.T) {
 
 // TestHeadings: every row of the catalogue is explained in the table.
 func TestHeadings(t *testing.T) {
-	for _, c := range catalogue(1500) {
+	for _, c := range catalogue(smallest()) {
 		if headings[c.Workload][c.Direction] == "" {
 			t.Errorf("%s has no heading", c.ID())
 		}
 	}
 }
 
-func TestConfig(t *testing.T) {
-	good := Config{Duration: 4 * time.Second, Repetitions: 5, MTU: 1500}
-	tests := []struct {
-		name   string
-		change func(*Config)
-		want   string // in the error, "" for none
-		cells  int
-	}{
-		{"all", func(*Config) {}, "", 13},
-		{"driver", func(c *Config) { c.Only = []string{"slipway"} }, "", 5},
-		{"workload", func(c *Config) { c.Only = []string{"pasta/stream"} }, "", 3},
-		{"rows", func(c *Config) { c.Only = []string{"pasta/stream/up", "slipway/published/down"} }, "", 3},
-		{"host", func(c *Config) { c.Only = []string{"host"} }, "", 1},
-		{"unknown row", func(c *Config) { c.Only = []string{"slip"} }, `no row "slip", the rows are host/stream/loopback`, 0},
-		{"empty row", func(c *Config) { c.Only = []string{""} }, `no row ""`, 0},
-		{"no time", func(c *Config) { c.Duration = 0 }, "0s for one measurement", 0},
-		{"half a second", func(c *Config) { c.Duration = 1500 * time.Millisecond }, "whole seconds", 0},
-		{"too long", func(c *Config) { c.Duration = time.Hour }, "1 to 600 seconds", 0},
-		{"no repetition", func(c *Config) { c.Repetitions = 0 }, "0 repetitions", 0},
-		{"small MTU", func(c *Config) { c.MTU = 1279 }, "MTU 1279, want 1280 to 65520", 0},
-		{"large MTU", func(c *Config) { c.MTU = 65521 }, "MTU 65521", 0},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			c := good
-			tt.change(&c)
-			err := c.Validate()
-			if tt.want == "" {
-				if err != nil || len(c.cells()) != tt.cells {
-					t.Errorf("%d cells, %v; want %d", len(c.cells()), err, tt.cells)
-				}
-				return
-			}
-			if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("Validate: %v, want an ErrConfig with %q", err, tt.want)
-			}
-		})
-	}
-}
-
 func TestTake(t *testing.T) {
-	cfg := Config{Duration: time.Second, Repetitions: 1, MTU: 1500, Only: []string{"slipway/stream/up", "pasta"}}
+	cfg := smallest("slipway/stream/up", "pasta")
 	tests := []struct {
 		name, events string
 		end          bool
@@ -201,7 +161,7 @@ func TestTake(t *testing.T) {
 					{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Streams: 1, Unit: UnitBitsPerSecond, Commands: []string{"iperf3"}, Samples: []Sample{{Round: 1, Value: 8}}},
 					{Driver: DriverSlipway, Workload: WorkloadStream, Direction: DirectionUp, MTU: 1500, Streams: 1, Unit: UnitBitsPerSecond, Error: "died"},
 				},
-				Skipped: []Skip{{DriverPasta, "not installed"}},
+				Skipped: []Skip{{Driver: DriverPasta, Reason: "not installed"}},
 			}
 			if diff := cmp.Diff(want, r); diff != "" {
 				t.Errorf("report(-want +got):\n%s", diff)

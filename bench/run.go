@@ -21,12 +21,12 @@ const closeTimeout = 10 * time.Second
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &Report{Schema: SchemaVersion, Cells: cfg.cells(), Method: Method{
 		Seconds: cfg.Duration.Seconds(), OmitSeconds: omit.Seconds(), WarmupSeconds: warmup.Seconds(),
-		Repetitions: cfg.Repetitions, MTU: cfg.MTU, Streams: 1,
+		Repetitions: cfg.Repetitions, MTU: first(cfg.MTUs), Streams: first(cfg.Streams),
 	}}
 	if err := cfg.Validate(); err != nil {
 		return r, err
 	}
-	if _, err := lookIperf3(); err != nil {
+	if _, err := lookIperf3(cfg); err != nil {
 		return r, err
 	}
 	err := r.collect(ctx, cfg)
@@ -34,7 +34,16 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		r.Error = err.Error()
 	}
 	r.summarize()
+	r.markDefects()
 	return r, err
+}
+
+// first of the numbers, 0 when there is none.
+func first(values []int) int {
+	if len(values) == 0 {
+		return 0
+	}
+	return values[0]
 }
 
 // collect starts pid 1 of the run and takes in its events.
@@ -169,12 +178,12 @@ func (r *Report) cell(id string) *Cell {
 	return nil
 }
 
-// skip takes the rows of a driver out of the report.
+// skip takes the rows of a driver, or of a workload, out of the report.
 func (r *Report) skip(s Skip) {
 	r.Skipped = append(r.Skipped, s)
 	kept := r.Cells[:0]
 	for _, c := range r.Cells {
-		if c.Driver != s.Driver {
+		if s.Driver != "" && c.Driver != s.Driver || s.Workload != "" && c.Workload != s.Workload {
 			kept = append(kept, c)
 		}
 	}
@@ -188,6 +197,9 @@ func (c *Cell) add(e event) {
 	}
 	if e.Processes != nil {
 		c.Processes = e.Processes
+	}
+	if e.Programs != nil {
+		c.Programs = e.Programs
 	}
 	if e.Sample != nil {
 		c.Samples = append(c.Samples, *e.Sample)

@@ -24,9 +24,14 @@ const marker = "SLIPWAY_BENCH_TEST"
 // TestMain plays the roles in which a run starts its own program again, and that of the
 // whole command for the test that kills it.
 func TestMain(m *testing.M) {
+	if peer := os.Getenv(fakePeer); peer != "" && filepath.Base(os.Args[0]) == "slirp4netns" {
+		playPeer(peer)
+	}
 	role := strings.Join(os.Args[1:min(3, len(os.Args))], " ")
 	var err error
 	switch role {
+	case "bench generate":
+		err = Generate(os.Args[3:], os.Stdout)
 	case "bench inside":
 		err = Inside()
 	case "bench hold":
@@ -47,7 +52,10 @@ func TestMain(m *testing.M) {
 
 // smallest run that measures these rows.
 func smallest(only ...string) Config {
-	return Config{Duration: time.Second, Repetitions: 1, MTU: 1500, Only: only, Slipway: "/proc/self/exe", Version: "test"}
+	return Config{
+		Suite: "plain", Duration: time.Second, Repetitions: 1, MTUs: []int{1500}, Streams: []int{1},
+		Only: only, Slipway: "/proc/self/exe", Version: "test",
+	}
 }
 
 // needNamespaces skips a test where the run itself could not be.
@@ -75,6 +83,48 @@ func fakePrograms(t *testing.T, scripts map[string]string) {
 		}
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// fakePeer is in the environment of a test's run whose slirp4netns is this program, and
+// says what that does.
+const fakePeer = "SLIPWAY_BENCH_TEST_PEER"
+
+// fakeSlirp4netns puts a program in front of PATH that is no slirp4netns.
+func fakeSlirp4netns(t *testing.T, does string) {
+	t.Helper()
+	dir := t.TempDir()
+	text, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "slirp4netns"), text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv(fakePeer, does)
+}
+
+// playPeer is a slirp4netns that says that it is ready, if it can, and then fails.
+func playPeer(does string) {
+	if len(os.Args) > 1 && os.Args[1] == "--version" {
+		if does == "hang at its version" {
+			time.Sleep(10 * time.Minute)
+		}
+		fmt.Println("slirp4netns version 0")
+		os.Exit(0)
+	}
+	ready := os.NewFile(3, "ready")
+	switch does {
+	case "die at work": // ready, and dead as soon as it is used
+		fmt.Fprint(ready, "1")
+		time.Sleep(time.Second)
+		fmt.Fprintln(os.Stderr, "the tap has gone")
+		os.Exit(7)
+	default:
+		fmt.Fprint(ready, "1")
+	}
+	time.Sleep(10 * time.Minute)
+	os.Exit(0)
 }
 
 // left lists the processes whose environment holds a mark.
@@ -140,10 +190,9 @@ func gone(t *testing.T, mark string) {
 func TestPeerFails(t *testing.T) {
 	needNamespaces(t)
 	t.Setenv(marker, t.Name())
+	fakeSlirp4netns(t, "die at work")
 	fakePrograms(t, map[string]string{
-		// It is ready, and dies as soon as it is used.
-		"slirp4netns": "[ \"$1\" = --version ] && exec echo slirp4netns version 0\nprintf 1 >&3; exec 3>&-; sleep 1; echo the tap has gone >&2; exit 7\n",
-		"pasta":       "[ \"$1\" = --version ] && exec echo pasta 0\necho no template interface >&2; exit 1\n",
+		"pasta": "[ \"$1\" = --version ] && exec echo pasta 0\necho no template interface >&2; exit 1\n",
 	})
 	r, err := Run(t.Context(), smallest("slirp4netns/stream/up", "pasta/stream/down"))
 	if err != nil {
@@ -154,7 +203,7 @@ func TestPeerFails(t *testing.T) {
 		t.Errorf("failed: %v, want none of the rows that count", failed)
 	}
 	host := r.cell("host/stream/loopback")
-	if host.Summary == nil || host.Summary.Gap != 1 || host.Samples[1].SenderCongestion != r.Environment.Congestion {
+	if host.Summary == nil || host.Summary.Gap != 1 || host.Samples[1].SystemCPUSeconds == 0 || host.Samples[1].SenderCongestion != r.Environment.Congestion {
 		t.Errorf("host loopback: %+v, want a measurement with the congestion control of the run", host)
 	}
 	if r.Environment.Congestion == "bbr" || r.Environment.Congestion == "" {
@@ -200,6 +249,12 @@ func TestMeasures(t *testing.T) {
 		if len(c.Processes) != 1 || !strings.Contains(c.Processes[0], "slirp4netns --configure --mtu 1500") {
 			t.Errorf("%s: counted processes %q, want slirp4netns", id, c.Processes)
 		}
+		if len(c.Programs) != 1 || filepath.Base(c.Programs[0].Path) != "slirp4netns" || c.Programs[0].Version == "" || c.Programs[0].Source == "" {
+			t.Errorf("%s: programs %+v, want slirp4netns, its version and source", id, c.Programs)
+		}
+		if s := c.Samples[1]; s.RSS == 0 || s.SystemCPUSeconds <= s.CPUSeconds {
+			t.Errorf("%s: %+v, want memory, and more CPU time of the machine than of the driver", id, s)
+		}
 	}
 }
 
@@ -225,7 +280,7 @@ func TestInterrupted(t *testing.T) {
 // TestKilled: SIGKILL of the command takes everything with it.
 func TestKilled(t *testing.T) {
 	needNamespaces(t)
-	fakePrograms(t, map[string]string{"slirp4netns": "[ \"$1\" = --version ] && exec echo slirp4netns version 0\nprintf 1 >&3; exec 3>&-; exec sleep 600\n"})
+	fakeSlirp4netns(t, "hang")
 	cmd := exec.Command("/proc/self/exe", "bench", "run")
 	cmd.Env = append(os.Environ(), marker+"="+t.Name())
 	var stderr bytes.Buffer
@@ -242,7 +297,7 @@ func TestKilled(t *testing.T) {
 	})
 	eventually(t, 30*time.Second, "a long measurement beside a driver that runs", func() bool {
 		processes := strings.Join(left(t, t.Name()), "\n")
-		return strings.Contains(processes, "--time 600") && strings.Contains(processes, "sleep 600")
+		return strings.Contains(processes, "--time 600") && strings.Contains(processes, "slirp4netns --configure")
 	})
 	if err := cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -271,7 +326,7 @@ func TestConfigTravels(t *testing.T) {
 	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Duration != want.Duration || got.Repetitions != want.Repetitions || got.MTU != want.MTU ||
+	if got.Duration != want.Duration || got.Repetitions != want.Repetitions || !slices.Equal(got.MTUs, want.MTUs) || got.Suite != want.Suite ||
 		!slices.Equal(got.Only, want.Only) || got.Slipway != want.Slipway || got.Version != want.Version {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
