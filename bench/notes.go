@@ -39,7 +39,7 @@ func (r *Report) machine() string {
 		text += " (" + e.CPUModel + ")"
 	}
 	if e.Congestion != "" {
-		text += ", TCP congestion control " + e.Congestion + " everywhere"
+		text += ", TCP congestion control " + e.Congestion
 	}
 	return text
 }

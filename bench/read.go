@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"sync"
 )
 
 // maxReport is the size in bytes above which a file is no report.
@@ -17,11 +18,24 @@ var ErrReport = errors.New("bad report")
 
 // word is what drivers, workloads and directions are called by; they become names of
 // files, labels and attributes.
-var word = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+var word = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`) })
 
 // ReadReport reads the JSON of a report, and sums it up anew. Its errors wrap
 // [ErrReport], or say why the file could not be read.
 func ReadReport(path string) (*Report, error) {
+	text, err := readBounded(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := parseReport(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// readBounded reads a file that has no more than maxReport bytes.
+func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read a report: %w", err)
@@ -34,11 +48,7 @@ func ReadReport(path string) (*Report, error) {
 	if len(text) > maxReport {
 		return nil, fmt.Errorf("%s: %w: more than %d bytes", path, ErrReport, maxReport)
 	}
-	r, err := parseReport(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return r, nil
+	return text, nil
 }
 
 func parseReport(text []byte) (*Report, error) {
@@ -73,7 +83,7 @@ func (r *Report) validate() error {
 	seen := map[string]bool{}
 	for _, c := range r.Cells {
 		for _, name := range []string{c.Driver, string(c.Workload), string(c.Direction)} {
-			if !word.MatchString(name) {
+			if !word().MatchString(name) {
 				return fmt.Errorf("row %q: %q is no name", c.ID(), name)
 			}
 		}

@@ -87,6 +87,8 @@ type Method struct {
 	Repetitions   int     `json:"repetitions"`
 	MTU           int     `json:"mtu"`
 	Streams       int     `json:"streams"`
+	// Command that makes the whole run, as a person would type it.
+	Command string `json:"command,omitempty"`
 }
 
 // Cell is one row: a driver doing a workload in a direction, under the conditions that

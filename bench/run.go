@@ -21,7 +21,7 @@ const closeTimeout = 10 * time.Second
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &Report{Schema: SchemaVersion, Cells: cfg.cells(), Method: Method{
 		Seconds: cfg.Duration.Seconds(), OmitSeconds: omit.Seconds(), WarmupSeconds: warmup.Seconds(),
-		Repetitions: cfg.Repetitions, MTU: cfg.MTU, Streams: 1,
+		Repetitions: cfg.Repetitions, MTU: cfg.MTU, Streams: 1, Command: cfg.Command,
 	}}
 	if err := cfg.Validate(); err != nil {
 		return r, err

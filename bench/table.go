@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -37,8 +39,8 @@ var columns = []column{
 		func(c Cell) string { return ratio(c.Summary.Gap) }},
 	{"x slirp4netns", "median divided by that of slirp4netns doing the same in this run",
 		func(c Cell) string { return ratio(c.Summary.Slirp4netns) }},
-	{"x best peer", "the same with the best of the others, Slipway's own rows left out",
-		func(c Cell) string { return ratio(c.Summary.Peer) }},
+	{"x best peer", "the same with the best of the others, which is named; only in rows of Slipway",
+		func(c Cell) string { return strings.TrimSpace(ratio(c.Summary.Peer) + " " + c.Summary.BestPeer) }},
 	{"CPU s/GB", "CPU seconds that the network's own processes used for 10^9 bytes (iperf3 is not counted)",
 		func(c Cell) string {
 			if c.Driver == DriverHost || c.Summary.CPUPerGB == 0 {
@@ -79,7 +81,8 @@ func (s section) Title() string {
 // Name of the section in names of files.
 func (s section) Name() string { return string(s.Workload) + "-" + string(s.Direction) }
 
-// sections in the order in which the report has them.
+// sections in the order in which the report has them, in each the rows of the ordinary
+// conditions first, and then those of any other together.
 func (r *Report) sections() []section {
 	var sections []section
 	at := map[[2]string]int{}
@@ -92,6 +95,15 @@ func (r *Report) sections() []section {
 			sections = append(sections, section{Workload: c.Workload, Direction: c.Direction})
 		}
 		sections[i].Cells = append(sections[i].Cells, c)
+	}
+	for _, s := range sections {
+		rank := map[string]int{"": 0}
+		for _, c := range s.Cells {
+			if name := r.conditions(c); rank[name] == 0 && name != "" {
+				rank[name] = len(rank)
+			}
+		}
+		slices.SortStableFunc(s.Cells, func(a, b Cell) int { return cmp.Compare(rank[r.conditions(a)], rank[r.conditions(b)]) })
 	}
 	return sections
 }
