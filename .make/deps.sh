@@ -2,10 +2,11 @@
 # Finds what the demo and the tests need and this machine lacks, installs it, and says what it did, one line each.
 # Safe to run any number of times; does nothing where nothing is missing.
 #
-#   deps.sh [clients]              as root, or as an ordinary user (then sudo is asked for what needs root)
-#   deps.sh [clients] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
+#   deps.sh [clients|browser]              as root, or as an ordinary user (then sudo is asked for what needs root)
+#   deps.sh [clients|browser] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
 #
-# With the word clients also the programs that call slirp4netns, which make test-clients runs.
+# With the word clients also the programs that call slirp4netns, which make test-clients runs; with browser also
+# Chromium, for make test-page.
 # Lists of names are split into words on purpose:
 # shellcheck disable=SC2086
 set -eu
@@ -21,6 +22,10 @@ if [ "${1:-}" = clients ]; then
 	shift
 	# A distribution that lacks one leaves that client's tests out.
 	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables sysctl"
+elif [ "${1:-}" = browser ]; then
+	scope=browser
+	shift
+	needed="$needed chromium"
 fi
 tun=/dev/net/tun
 range=65536

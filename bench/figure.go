@@ -62,14 +62,36 @@ func (r *Report) ratios(c Cell) (values []float64, divided bool) {
 	return values, true
 }
 
-// headline are the sections, under ordinary conditions, whose rows have a gap.
+// headline are the sections whose rows have a gap, under the ordinary conditions, each
+// followed by its best against best where rows have an MTU of their own.
 func (r *Report) headline() []section {
 	var headline []section
 	for _, s := range r.sections() {
-		s.Cells = slices.DeleteFunc(s.Cells, func(c Cell) bool {
-			return c.Driver == DriverHost || r.conditions(c) != "" || c.Summary == nil || c.Summary.Gap == 0 || c.Unit.LessIsBetter()
-		})
-		if len(s.Cells) > 0 {
+		var ordinary, best []Cell
+		chosen := false
+		for _, c := range s.Cells {
+			atAnyMTU := c
+			atAnyMTU.MTU = r.Method.MTU
+			if c.Driver == DriverHost || r.conditions(atAnyMTU) != "" || c.Summary == nil || c.Summary.Gap == 0 || c.Unit.LessIsBetter() {
+				continue
+			}
+			if r.conditions(c) == "" {
+				ordinary = append(ordinary, c)
+			} else {
+				chosen = true
+			}
+			i := slices.IndexFunc(best, func(b Cell) bool { return b.Driver == c.Driver })
+			switch {
+			case i < 0:
+				best = append(best, c)
+			case c.Summary.Median > best[i].Summary.Median:
+				best[i] = c
+			}
+		}
+		if s.Cells = ordinary; len(ordinary) > 0 {
+			headline = append(headline, s)
+		}
+		if s.Cells, s.Choice = best, ", each at its best MTU"; chosen {
 			headline = append(headline, s)
 		}
 	}
@@ -81,7 +103,7 @@ func (r *Report) gapFigure() figure {
 	for _, s := range r.headline() {
 		f.bars = append(f.bars, bar{heading: s.Title()})
 		for _, c := range s.Cells {
-			b := bar{cell: c, label: c.Driver, value: c.Summary.Gap, text: times(c.Summary.Gap)}
+			b := bar{cell: c, label: r.label(c), value: c.Summary.Gap, text: times(c.Summary.Gap)}
 			b.low, b.high = b.value, b.value
 			if b.dots, _ = r.ratios(c); len(b.dots) > 0 {
 				i := interval(b.dots)

@@ -130,9 +130,9 @@ func (r *Report) writeHeadline(b *strings.Builder) {
 	headline := r.headline()
 	rows := map[string]map[string]Cell{}
 	for _, s := range headline {
-		rows[s.Name()] = map[string]Cell{}
+		rows[s.Title()] = map[string]Cell{}
 		for _, c := range s.Cells {
-			if rows[s.Name()][c.Driver] = c; !slices.Contains(drivers, c.Driver) {
+			if rows[s.Title()][c.Driver] = c; !slices.Contains(drivers, c.Driver) {
 				drivers = append(drivers, c.Driver)
 			}
 		}
@@ -150,13 +150,18 @@ func (r *Report) writeHeadline(b *strings.Builder) {
 	for _, s := range headline {
 		line := []string{escapeMarkdown.Replace(s.Title())}
 		for _, d := range drivers {
-			c, ok := rows[s.Name()][d]
+			c, ok := rows[s.Title()][d]
 			text := "-"
 			if ok {
-				text = fmt.Sprintf("%s (%s)", times(c.Summary.Gap), c.Unit.format(c.Summary.Median))
+				text = times(c.Summary.Gap)
 				if c.ours() {
-					text = fmt.Sprintf("**%s** (%s)", times(c.Summary.Gap), c.Unit.format(c.Summary.Median))
+					text = "**" + text + "**"
 				}
+				text += " (" + c.Unit.format(c.Summary.Median)
+				if conditions := r.conditions(c); conditions != "" {
+					text += ", " + conditions
+				}
+				text += ")"
 			}
 			line = append(line, text)
 		}
@@ -167,7 +172,7 @@ func (r *Report) writeHeadline(b *strings.Builder) {
 		var values []string
 		for _, s := range headline {
 			text := "-"
-			if c, ok := rows[s.Name()][d]; ok && c.Summary.CPUPerGB > 0 {
+			if c, ok := rows[s.Title()][d]; ok && c.Summary.CPUPerGB > 0 {
 				text = digits(c.Summary.CPUPerGB)
 			}
 			values = append(values, text)

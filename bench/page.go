@@ -63,7 +63,7 @@ func (r *Report) writeHTML(w io.Writer) error {
 	p.Gap = plots["gap"]
 	for _, s := range r.headline() {
 		for _, c := range s.Cells {
-			if c.Driver != DriverSlipway {
+			if c.Driver != DriverSlipway || s.Choice != "" {
 				continue
 			}
 			card := pageCard{Title: s.Title(), Gap: times(c.Summary.Gap), Speed: c.Unit.format(c.Summary.Median)}

@@ -62,6 +62,8 @@ type section struct {
 	Workload  Workload
 	Direction Direction
 	Cells     []Cell
+	// Choice says by what the rows were chosen of more of the same kind, "" for all.
+	Choice string
 }
 
 // Heading of the section, for somebody who has never seen it.
@@ -75,7 +77,7 @@ func (s section) Heading() string {
 // Title is the heading without its explanation.
 func (s section) Title() string {
 	title, _, _ := strings.Cut(s.Heading(), ":")
-	return title
+	return title + s.Choice
 }
 
 // Name of the section in names of files.
