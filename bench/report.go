@@ -46,6 +46,7 @@ const (
 // Unit is what the value of a sample counts.
 type Unit string
 
+// Units there are.
 const (
 	UnitBitsPerSecond Unit = "bit/s" // of payload; more is better
 	UnitPerSecond     Unit = "1/s"   // connections, requests, queries, pages; more is better
