@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -33,6 +33,9 @@ deps-tests: ## deps, and what only the tests run: Prometheus
 
 deps-clients: ## deps, and the programs of test-clients: RootlessKit, Docker, Podman, Buildah
 	@sh .make/deps.sh clients
+
+deps-browser: ## deps, and Chromium, which test-page opens the HTML report with
+	@sh .make/deps.sh browser
 
 build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
 	@mkdir -p bin
@@ -94,6 +97,13 @@ fuzz-planted: ## each fuzz target finds the bugs planted for it
 
 bench: build ## the gap table (BENCHFLAGS='--json FILE ...')
 	bin/slipway bench $(BENCHFLAGS)
+
+docs: ## docs/benchmarks.md, its plots and the README's table, from docs/benchmarks.json
+	$(GO) test ./bench -run TestDocs -update
+
+test-page: deps-browser ## the HTML report in a headless Chromium, with pictures in bin/page
+	@mkdir -p bin/page
+	SLIPWAY_SCREENSHOTS=$(CURDIR)/bin/page $(GO) test -count 1 ./bench -run TestPageInBrowser -v
 
 lint: ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l $(wildcard $(SOURCES))); \

@@ -6,7 +6,7 @@
 #   deps.sh [SCOPE] --for USER   the part that needs root, for USER; deps.sh calls itself so through sudo
 #
 # SCOPE is tests: also what only the tests run, which is Prometheus; or clients: also the programs that call
-# slirp4netns, which make test-clients runs.
+# slirp4netns, which make test-clients runs; or browser: also Chromium, for make test-page.
 # Lists of names are split into words on purpose:
 # shellcheck disable=SC2086
 set -eu
@@ -25,8 +25,11 @@ clients)
 	# A distribution that lacks one leaves that client's tests out.
 	optional="$optional rootlesskit rootlessctl podman netavark buildah runc dockerd docker iptables sysctl"
 	;;
+browser)
+	needed="$needed chromium"
+	;;
 esac
-case ${1:-} in tests | clients)
+case ${1:-} in tests | clients | browser)
 	scope=$1
 	shift
 	;;

@@ -45,6 +45,8 @@ type Config struct {
 	Slipway string
 	// Version of that binary, for the report.
 	Version string
+	// Command that the person typed, for the report.
+	Command string
 	// Progress is called after each measurement from one goroutine; nil: nobody wants to know.
 	Progress func(Progress) `json:"-"`
 }

@@ -23,7 +23,6 @@ func (r *Report) markDefects() {
 		for _, d := range defects {
 			if c.Driver == d.driver && c.MTU >= d.minMTU && c.Summary.Retransmits >= d.retransmits {
 				c.Defect = fmt.Sprintf("%s: %.0f retransmits in the median", d.text, c.Summary.Retransmits)
-				c.Summary.Gap, c.Summary.Slirp4netns = 0, 0
 			}
 		}
 	}

@@ -133,7 +133,6 @@ func TestDefects(t *testing.T) {
 	}
 	r := &Report{Cells: []Cell{host, row(DriverPasta, 65520, sick), row(DriverPasta, 1500, sick), row(DriverSlipway, 65520, sick)}}
 	r.summarize()
-	r.markDefects()
 	if c := r.Cells[1]; !strings.Contains(c.Defect, "700 retransmits") || c.Summary.Gap != 0 {
 		t.Errorf("pasta at a large MTU: defect %q, gap %g; want it marked and no gap", c.Defect, c.Summary.Gap)
 	}

@@ -46,6 +46,7 @@ const (
 // Unit is what the value of a sample counts.
 type Unit string
 
+// Units there are.
 const (
 	UnitBitsPerSecond Unit = "bit/s" // of payload; more is better
 	UnitPerSecond     Unit = "1/s"   // connections, requests, queries, pages; more is better
@@ -87,6 +88,8 @@ type Method struct {
 	Repetitions   int     `json:"repetitions"`
 	MTU           int     `json:"mtu"`
 	Streams       int     `json:"streams"`
+	// Command that makes the whole run, as a person would type it.
+	Command string `json:"command,omitempty"`
 }
 
 // Cell is one row: a driver doing a workload in a direction, under the conditions that
@@ -155,6 +158,11 @@ type Skip struct {
 	// Workload that was not measured with it; "": all of them.
 	Workload Workload `json:"workload,omitempty"`
 	Reason   string   `json:"reason"`
+}
+
+// String says what was left out and why.
+func (s Skip) String() string {
+	return strings.TrimSpace(s.Driver+" "+string(s.Workload)) + ": " + s.Reason
 }
 
 // ID names a row: DRIVER/WORKLOAD/DIRECTION, and what else sets it apart, as in

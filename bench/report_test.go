@@ -119,9 +119,11 @@ func TestFailed(t *testing.T) {
 	}
 }
 
-// TestHeadings: every row of the catalogue is explained in the table.
+// TestHeadings: every row of every suite is explained in the table.
 func TestHeadings(t *testing.T) {
-	for _, c := range catalogue(smallest()) {
+	suites := Suites()
+	full := suites[len(suites)-1]
+	for _, c := range catalogue(Config{Suite: full.Name, MTUs: full.MTUs, Streams: full.Streams}) {
 		if headings[c.Workload][c.Direction] == "" {
 			t.Errorf("%s has no heading", c.ID())
 		}
@@ -171,4 +173,51 @@ func TestTake(t *testing.T) {
 			}
 		})
 	}
+}
+
+// kindsReport is a run with every kind of row: latencies, rates, losses, delays, sizes,
+// streams, MTUs, a known defect, and names that nobody has foreseen.
+func kindsReport() *Report {
+	cell := func(driver string, workload Workload, direction Direction, unit Unit, value float64, change func(*Cell, *Sample)) Cell {
+		c := Cell{Driver: driver, Workload: workload, Direction: direction, Streams: 1, Unit: unit, MTU: 1500}
+		if driver == DriverHost {
+			c.MTU = 0
+		}
+		for round := range 8 {
+			s := Sample{Round: round, Value: value * (1 + 0.01*float64(round%5)), Seconds: 2}
+			if unit == UnitBitsPerSecond {
+				s.Bytes, s.CPUSeconds, s.SystemCPUSeconds = uint64(value/4), 1, 3
+			}
+			if change != nil {
+				change(&c, &s)
+			}
+			c.Samples = append(c.Samples, s)
+		}
+		return c
+	}
+	latency := func(c *Cell, s *Sample) {
+		c.Size = 64
+		s.Latency = &Latency{P50: s.Value, P99: 3 * s.Value, P999: 20 * s.Value}
+	}
+	streams := func(c *Cell, _ *Sample) { c.Streams = 4 }
+	r := sampleReport()
+	r.Error, r.Skipped, r.Method.Command = "", nil, "slipway bench --suite full"
+	r.Cells = []Cell{
+		cell(DriverHost, WorkloadStream, DirectionLoopback, UnitBitsPerSecond, 60e9, nil),
+		cell(DriverHost, WorkloadStream, DirectionLoopback, UnitBitsPerSecond, 90e9, streams),
+		cell(DriverSlipway, WorkloadStream, DirectionUp, UnitBitsPerSecond, 30e9, func(_ *Cell, s *Sample) { s.StealSeconds = 0.1 }),
+		cell("gvisor-tap-vsock", WorkloadStream, DirectionUp, UnitBitsPerSecond, 3e9, nil),
+		cell(DriverSlipway, WorkloadStream, DirectionUp, UnitBitsPerSecond, 40e9, func(c *Cell, _ *Sample) { c.MTU = 65520 }),
+		cell(DriverSlipway, WorkloadStream, DirectionUp, UnitBitsPerSecond, 45e9, streams),
+		cell(DriverPasta, WorkloadStream, DirectionUp, UnitBitsPerSecond, 6e6, func(c *Cell, _ *Sample) { c.Defect = "loses wake-ups <script>alert(1)</script>" }),
+		cell(DriverHost, "rr", DirectionLoopback, UnitSeconds, 20e-6, latency),
+		cell(DriverSlipway, "rr", DirectionUp, UnitSeconds, 81e-6, latency),
+		cell("slipway-plain", "rr", DirectionUp, UnitSeconds, 120e-6, latency),
+		cell(DriverSlipway, "connect", DirectionUp, UnitPerSecond, 12000, nil),
+		cell(DriverSlirp4netns, "connect", DirectionUp, UnitPerSecond, 900, nil),
+		cell(DriverSlipway, "udp", DirectionDown, UnitBitsPerSecond, 2e9, func(c *Cell, s *Sample) { c.Size, s.Loss = 1400, 0.0123 }),
+		cell(DriverSlipway, WorkloadStream, DirectionDown, UnitBitsPerSecond, 1e9, func(c *Cell, _ *Sample) { c.DelayMillis = 50 }),
+	}
+	r.summarize()
+	return r
 }

@@ -21,7 +21,7 @@ const closeTimeout = 10 * time.Second
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &Report{Schema: SchemaVersion, Cells: cfg.cells(), Method: Method{
 		Seconds: cfg.Duration.Seconds(), OmitSeconds: omit.Seconds(), WarmupSeconds: warmup.Seconds(),
-		Repetitions: cfg.Repetitions, MTU: first(cfg.MTUs), Streams: first(cfg.Streams),
+		Repetitions: cfg.Repetitions, MTU: first(cfg.MTUs), Streams: first(cfg.Streams), Command: cfg.Command,
 	}}
 	if err := cfg.Validate(); err != nil {
 		return r, err
@@ -34,7 +34,6 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		r.Error = err.Error()
 	}
 	r.summarize()
-	r.markDefects()
 	return r, err
 }
 

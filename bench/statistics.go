@@ -3,96 +3,222 @@ package bench
 import (
 	"math"
 	"slices"
+	"strings"
+
+	"golang.org/x/perf/benchmath"
 )
 
-// wideSpread is the share of the median between the slowest and the fastest sample
-// above which a row carries a warning: on such a machine small differences mean nothing.
-const wideSpread = 0.30
+const (
+	// confidence that the interval of a median is asked for.
+	confidence = 0.95
+	// wideSpread is the share of the median between the slowest and the fastest sample
+	// above which a row carries a warning: on such a machine small differences mean nothing.
+	wideSpread = 0.10
+	// muchSteal is the share of the machine's CPU time, taken by others, above which a row
+	// carries a warning.
+	muchSteal = 0.01
+)
 
 // Summary of the counted samples of a row, in its unit.
 type Summary struct {
 	Samples int     `json:"samples"`
 	Median  float64 `json:"median"`
-	Min     float64 `json:"min"`
-	Max     float64 `json:"max"`
+	// Low and High are the ends of the median's interval, that of 95 % where the samples
+	// suffice (6), else their range; Confidence, 0 to 1, is what it really covers.
+	Low        float64 `json:"low"`
+	High       float64 `json:"high"`
+	Confidence float64 `json:"confidence"`
+	Min        float64 `json:"min"`
+	Max        float64 `json:"max"`
 	// Spread is (max - min) / median.
 	Spread float64 `json:"spread"`
 	// CPUPerGB is the median of the CPU seconds of the driver's processes for each 10^9 bytes.
-	CPUPerGB    float64 `json:"cpu_seconds_per_gigabyte"`
+	CPUPerGB float64 `json:"cpu_seconds_per_gigabyte"`
+	// SystemCPUPerGB is the same of the whole machine; 0: it was not counted.
+	SystemCPUPerGB float64 `json:"system_cpu_seconds_per_gigabyte,omitempty"`
+	// Steal is the share of the machine's CPU time, 0 to 1, that others took meanwhile.
+	Steal       float64 `json:"steal,omitempty"`
 	Retransmits float64 `json:"median_retransmits"`
-	// Gap is the median divided by that of the host's loopback in the same run; 0: no such row.
+	Loss        float64 `json:"median_loss,omitempty"`
+	// Latency holds the median of each quantile.
+	Latency *Latency `json:"latency,omitempty"`
+	// RSS is the median in bytes.
+	RSS float64 `json:"median_rss_bytes,omitempty"`
+	// Gap is the median divided by that of the host's loopback in the same run; 0: there is
+	// no such row, or one of the two has a defect. The same holds for every ratio.
 	Gap float64 `json:"gap_ratio,omitempty"`
-	// Slirp4netns is the median divided by that of slirp4netns doing the same; 0: no such row.
+	// Slirp4netns is the median divided by that of slirp4netns doing the same.
 	Slirp4netns float64 `json:"slirp4netns_ratio,omitempty"`
+	// Peer is, in rows of Slipway, the median divided by that of the best of the others
+	// doing the same, whose name BestPeer is.
+	Peer     float64 `json:"peer_ratio,omitempty"`
+	BestPeer string  `json:"best_peer,omitempty"`
 }
 
-// median of at least one value; the mean of the middle two when their number is even.
-func median(values []float64) float64 {
-	if len(values) == 0 {
-		return math.NaN()
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	mid := len(sorted) / 2
-	if len(sorted)%2 == 1 {
-		return sorted[mid]
-	}
-	return (sorted[mid-1] + sorted[mid]) / 2
+// counts says whether a sample is one of those that are summed up.
+func (s Sample) counts() bool { return s.Round > 0 && s.Error == "" }
+
+// counted are the samples that are summed up.
+func (c Cell) counted() []Sample {
+	return slices.DeleteFunc(slices.Clone(c.Samples), func(s Sample) bool { return !s.counts() })
 }
 
-// summarize gives the summary of the samples that count, nil when there are none.
-func summarize(samples []Sample) *Summary {
-	var speed, cpu, retransmits []float64
-	for _, s := range samples {
-		if s.Round == 0 || s.Error != "" {
-			continue
-		}
-		speed = append(speed, s.Value)
-		retransmits = append(retransmits, float64(s.Retransmits))
-		if s.Bytes > 0 {
-			cpu = append(cpu, s.CPUSeconds/(float64(s.Bytes)/1e9))
-		}
+// interval is the median of at least one value, and an interval that it lies in.
+func interval(values []float64) benchmath.Summary {
+	s := benchmath.NewSample(slices.Clone(values), &benchmath.DefaultThresholds)
+	sum := benchmath.AssumeNothing.Summary(s, confidence)
+	if math.IsInf(sum.Lo, 0) || math.IsInf(sum.Hi, 0) {
+		// The range: the median is outside of it when all samples fell on one side.
+		sum.Lo, sum.Hi = s.Values[0], s.Values[len(s.Values)-1]
+		sum.Confidence = 1 - math.Exp2(float64(1-len(values)))
 	}
-	if len(speed) == 0 {
+	return sum
+}
+
+// median of something in the samples, 0 when there are none.
+func median(samples []Sample, value func(Sample) float64) float64 {
+	if len(samples) == 0 {
+		return 0
+	}
+	values := make([]float64, len(samples))
+	for i, s := range samples {
+		values[i] = value(s)
+	}
+	return interval(values).Center
+}
+
+// summarize gives the summary of the samples that count, nil when there are none; cpus
+// is how many the machine has.
+func (c Cell) summarize(cpus int) *Summary {
+	samples := c.counted()
+	if len(samples) == 0 {
 		return nil
 	}
-	sum := &Summary{
-		Samples:     len(speed),
-		Median:      median(speed),
-		Min:         slices.Min(speed),
-		Max:         slices.Max(speed),
-		Retransmits: median(retransmits),
+	values := make([]float64, len(samples))
+	var seconds, steal float64
+	var latencies []Sample
+	for i, s := range samples {
+		values[i] = s.Value
+		seconds += s.Seconds
+		steal += s.StealSeconds
+		if s.Latency != nil {
+			latencies = append(latencies, s)
+		}
 	}
-	if len(cpu) > 0 {
-		sum.CPUPerGB = median(cpu)
+	withBytes := slices.DeleteFunc(slices.Clone(samples), func(s Sample) bool { return s.Bytes == 0 })
+	perGB := func(cpu float64, s Sample) float64 { return cpu / (float64(s.Bytes) / 1e9) }
+	i := interval(values)
+	sum := &Summary{
+		Samples: len(values), Median: i.Center, Low: i.Lo, High: i.Hi, Confidence: i.Confidence,
+		Min: slices.Min(values), Max: slices.Max(values),
+		CPUPerGB:       median(withBytes, func(s Sample) float64 { return perGB(s.CPUSeconds, s) }),
+		SystemCPUPerGB: median(withBytes, func(s Sample) float64 { return perGB(s.SystemCPUSeconds, s) }),
+		Retransmits:    median(samples, func(s Sample) float64 { return float64(s.Retransmits) }),
+		Loss:           median(samples, func(s Sample) float64 { return s.Loss }),
+		RSS:            median(samples, func(s Sample) float64 { return float64(s.RSS) }),
 	}
 	if sum.Median > 0 {
 		sum.Spread = (sum.Max - sum.Min) / sum.Median
+	}
+	if seconds > 0 && cpus > 0 {
+		sum.Steal = steal / (seconds * float64(cpus))
+	}
+	if len(latencies) > 0 {
+		sum.Latency = &Latency{
+			P50:  median(latencies, func(s Sample) float64 { return s.Latency.P50 }),
+			P99:  median(latencies, func(s Sample) float64 { return s.Latency.P99 }),
+			P999: median(latencies, func(s Sample) float64 { return s.Latency.P999 }),
+		}
 	}
 	return sum
 }
 
 // summarize fills the summaries of every row, and the ratios between rows.
 func (r *Report) summarize() {
-	speed := make(map[string]float64, len(r.Cells))
+	for i := range r.Cells {
+		r.Cells[i].Summary = r.Cells[i].summarize(r.Environment.CPUs)
+	}
+	r.markDefects()
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		c.Summary = summarize(c.Samples)
-		if c.Summary != nil {
-			speed[c.ID()] = c.Summary.Median
-		}
-	}
-	loopback := speed[Cell{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback}.ID()]
-	for _, c := range r.Cells {
-		if c.Summary == nil {
+		if !c.divisible() {
 			continue
 		}
-		if loopback > 0 {
-			c.Summary.Gap = c.Summary.Median / loopback
+		s := c.Summary
+		if host := r.reference(*c); host != nil {
+			s.Gap = s.Median / host.Summary.Median
 		}
-		peer := c
-		peer.Driver = DriverSlirp4netns
-		if slirp := speed[peer.ID()]; slirp > 0 {
-			c.Summary.Slirp4netns = c.Summary.Median / slirp
+		for _, p := range r.peers(*c) {
+			ratio := s.Median / p.Summary.Median
+			if p.Driver == DriverSlirp4netns {
+				s.Slirp4netns = ratio
+			}
+			if !c.ours() || p.ours() || p.kernel() {
+				continue
+			}
+			if s.BestPeer == "" || c.Unit.LessIsBetter() == (ratio > s.Peer) {
+				s.Peer, s.BestPeer = ratio, p.Driver
+			}
 		}
 	}
+}
+
+// divisible says whether a row's median can stand in a ratio.
+func (c Cell) divisible() bool { return c.Summary != nil && c.Summary.Median > 0 && c.Defect == "" }
+
+// ours says whether a row is one of Slipway, whichever of its paths.
+func (c Cell) ours() bool {
+	return c.Driver == DriverSlipway || strings.HasPrefix(c.Driver, DriverSlipway+"-")
+}
+
+// kernel says whether a row is one without any user-mode network in the way.
+func (c Cell) kernel() bool { return c.Driver == DriverHost || c.Driver == DriverVeth }
+
+// conditions are what rows that can be divided by each other have in common.
+type conditions struct {
+	Workload    Workload
+	Direction   Direction
+	MTU         int
+	Streams     int
+	Size        int
+	DelayMillis int
+	Unit        Unit
+}
+
+func (c Cell) conditions() conditions {
+	return conditions{c.Workload, c.Direction, c.MTU, c.Streams, c.Size, c.DelayMillis, c.Unit}
+}
+
+// reference is the row of the host that a row is divided by, nil when there is none: the
+// same workload where the host does it too, else, for a plain speed, one stream over
+// loopback.
+func (r *Report) reference(c Cell) *Cell {
+	var stream *Cell
+	for i := range r.Cells {
+		h := &r.Cells[i]
+		if h.Driver != DriverHost || h.Unit != c.Unit || !h.divisible() {
+			continue
+		}
+		if h.Workload == c.Workload && h.Streams == c.Streams && h.Size == c.Size && h.DelayMillis == c.DelayMillis {
+			return h
+		}
+		if h.Workload == WorkloadStream && h.Streams == 1 && h.DelayMillis == 0 {
+			stream = h
+		}
+	}
+	if c.Unit == UnitBitsPerSecond && c.DelayMillis == 0 {
+		return stream
+	}
+	return nil
+}
+
+// peers are the other rows that do the same under the same conditions.
+func (r *Report) peers(c Cell) []Cell {
+	var peers []Cell
+	for _, p := range r.Cells {
+		if p.divisible() && p.Driver != DriverHost && p.conditions() == c.conditions() {
+			peers = append(peers, p)
+		}
+	}
+	return peers
 }

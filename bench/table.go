@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -14,130 +16,255 @@ var headings = map[Workload]map[Direction]string{
 		DirectionLoopback: "Host loopback: iperf3 to itself over 127.0.0.1, no container; the most that this machine can do",
 		DirectionUp:       "Upload: the container sends to a server on the host",
 		DirectionDown:     "Download: the container receives from a server on the host",
+		DirectionBoth:     "Both ways at once: the sum of upload and download",
 	},
 	WorkloadPublished: {
 		DirectionDown: "Published port, in: a client on the host sends to a server in the container",
 		DirectionUp:   "Published port, out: a server in the container sends to a client on the host",
+		DirectionBoth: "Published port, both ways at once: the sum",
+	},
+	WorkloadUDP: {
+		DirectionLoopback: "UDP on the host: datagrams as fast as they can be sent over 127.0.0.1; what arrives",
+		DirectionUp:       "UDP upload: datagrams as fast as the container can send them; what arrives",
+		DirectionDown:     "UDP download: datagrams as fast as the host can send them; what arrives",
+	},
+	WorkloadUDPLossless: {
+		DirectionLoopback: "UDP on the host without loss: the highest rate found at which at most 1 of 1000 is lost",
+		DirectionUp:       "UDP upload without loss: the highest rate found at which at most 1 of 1000 is lost",
+		DirectionDown:     "UDP download without loss: the highest rate found at which at most 1 of 1000 is lost",
+	},
+	WorkloadLatency: {
+		DirectionLoopback: "Latency on the host: one request and answer after the other over 127.0.0.1",
+		DirectionUp:       "Latency: one request of the container to the host and its answer after the other",
+		DirectionDown:     "Latency of a published port: one request of the host and its answer after the other",
+	},
+	WorkloadLatencyLoaded: {
+		DirectionLoopback: "Latency on the host under load: the same beside a TCP stream",
+		DirectionUp:       "Latency under load: requests of the container beside a TCP stream",
+		DirectionDown:     "Latency of a published port under load: requests of the host beside a TCP stream",
+	},
+	WorkloadConnect: {
+		DirectionLoopback: "Connections on the host: connect, one request and answer, close",
+		DirectionUp:       "Connections of the container to the host: connect, one request and answer, close",
+		DirectionDown:     "Connections to a published port: connect, one request and answer, close",
+	},
+	WorkloadHTTP: {
+		DirectionLoopback: "HTTP on the host: pages of nginx, asked for by wrk",
+		DirectionUp:       "HTTP of the container: pages of nginx on the host, asked for by wrk",
+		DirectionDown:     "HTTP through a published port: pages of nginx in the container, asked for by wrk",
+	},
+	WorkloadDNS: {
+		DirectionLoopback: "DNS on the host: queries to a resolver by UDP",
+		DirectionUp:       "DNS of the container: queries to a resolver on the host by UDP",
+	},
+	WorkloadStart: {
+		DirectionUp: "Start: from the start of the program to a network that is ready",
+	},
+	WorkloadPublish1000: {
+		DirectionDown: "1000 published ports: from the start of the program to all of them open",
 	},
 }
 
-// tableColumns of numbers, after the driver's name.
-var tableColumns = []string{"Gbit/s", "min - max", "gap", "x slirp4netns", "CPU s/GB"}
+// column of a table: what the terminal, Markdown and HTML show of a row.
+type column struct {
+	title  string
+	legend string // for somebody who has never seen it
+	text   func(c Cell) string
+}
 
-const (
-	nameWidth   = 14
-	numberWidth = 15
-)
+var columns = []column{
+	{"median", "of the measurements that count; for latencies that of their medians",
+		func(c Cell) string { return c.Unit.format(c.Summary.Median) }},
+	{"interval", "where the true median lies, with 95 % certainty from 6 measurements on; with fewer their range (5: 94 %, 3: 75 %)",
+		func(c Cell) string { return c.Unit.formatRange(c.Summary.Low, c.Summary.High) }},
+	{"gap", "median divided by that of the host's loopback in this run; 1.00x: the container costs nothing",
+		func(c Cell) string { return ratio(c.Summary.Gap) }},
+	{"x slirp4netns", "median divided by that of slirp4netns doing the same in this run",
+		func(c Cell) string { return ratio(c.Summary.Slirp4netns) }},
+	{"x best peer", "the same with the best of the others, which is named; only in rows of Slipway",
+		func(c Cell) string { return strings.TrimSpace(ratio(c.Summary.Peer) + " " + c.Summary.BestPeer) }},
+	{"CPU s/GB", "CPU seconds that the network's own processes used for 10^9 bytes (iperf3 is not counted)",
+		func(c Cell) string {
+			if c.Driver == DriverHost || c.Summary.CPUPerGB == 0 {
+				return "-"
+			}
+			return digits(c.Summary.CPUPerGB)
+		}},
+	{"all CPU s/GB", "the same of the whole machine: client, server and kernel counted",
+		func(c Cell) string {
+			if c.Summary.SystemCPUPerGB == 0 {
+				return "-"
+			}
+			return digits(c.Summary.SystemCPUPerGB)
+		}},
+}
+
+// section is the rows of one workload and direction.
+type section struct {
+	Workload  Workload
+	Direction Direction
+	Cells     []Cell
+	// Choice says by what the rows were chosen of more of the same kind, "" for all.
+	Choice string
+}
+
+// Heading of the section, for somebody who has never seen it.
+func (s section) Heading() string {
+	if h := headings[s.Workload][s.Direction]; h != "" {
+		return h
+	}
+	return fmt.Sprintf("%s, %s", s.Workload, s.Direction)
+}
+
+// Title is the heading without its explanation.
+func (s section) Title() string {
+	title, _, _ := strings.Cut(s.Heading(), ":")
+	return title + s.Choice
+}
+
+// Name of the section in names of files.
+func (s section) Name() string { return string(s.Workload) + "-" + string(s.Direction) }
+
+// sections in the order in which the report has them, in each the rows of the ordinary
+// conditions first, and then those of any other together.
+func (r *Report) sections() []section {
+	var sections []section
+	at := map[[2]string]int{}
+	for _, c := range r.Cells {
+		key := [2]string{string(c.Workload), string(c.Direction)}
+		i, ok := at[key]
+		if !ok {
+			i = len(sections)
+			at[key] = i
+			sections = append(sections, section{Workload: c.Workload, Direction: c.Direction})
+		}
+		sections[i].Cells = append(sections[i].Cells, c)
+	}
+	for _, s := range sections {
+		rank := map[string]int{"": 0}
+		for _, c := range s.Cells {
+			if name := r.conditions(c); rank[name] == 0 && name != "" {
+				rank[name] = len(rank)
+			}
+		}
+		slices.SortStableFunc(s.Cells, func(a, b Cell) int { return cmp.Compare(rank[r.conditions(a)], rank[r.conditions(b)]) })
+	}
+	return sections
+}
+
+// conditions of a row that are not the ordinary ones of the run, "" when all are.
+func (r *Report) conditions(c Cell) string {
+	var parts []string
+	add := func(differs bool, format string, value int) {
+		if differs {
+			parts = append(parts, fmt.Sprintf(format, value))
+		}
+	}
+	add(c.Streams > 1, "%d streams", c.Streams)
+	add(c.Size > 0, "%d bytes", c.Size)
+	add(c.DelayMillis > 0, "%d ms round trip", c.DelayMillis)
+	add(c.MTU > 0 && c.MTU != r.Method.MTU, "MTU %d", c.MTU)
+	return strings.Join(parts, ", ")
+}
+
+// label of a row where its section is known: the driver and the conditions.
+func (r *Report) label(c Cell) string {
+	if conditions := r.conditions(c); conditions != "" {
+		return c.Driver + ", " + conditions
+	}
+	return c.Driver
+}
+
+// notes are what a row has to say besides its numbers.
+func (c Cell) notes() []string {
+	var notes []string
+	if s := c.Summary; s != nil {
+		if l := s.Latency; l != nil {
+			notes = append(notes, fmt.Sprintf("p50 %s, p99 %s, p99.9 %s",
+				UnitSeconds.format(l.P50), UnitSeconds.format(l.P99), UnitSeconds.format(l.P999)))
+		}
+		if s.Loss > 0 {
+			notes = append(notes, "lost "+percent(s.Loss))
+		}
+	}
+	if c.Defect != "" {
+		notes = append(notes, "known defect, no ratio: "+c.Defect)
+	}
+	switch failure := c.failure(); {
+	case c.Summary == nil && failure == "":
+		notes = append(notes, "not measured")
+	case c.Summary == nil:
+		notes = append(notes, "failed: "+failure)
+	case failure != "":
+		notes = append(notes, fmt.Sprintf("only %s: %s", count(c.Summary.Samples, "measurement"), failure))
+	}
+	return notes
+}
+
+// numberWidth of a column, at least.
+const numberWidth = 10
 
 // WriteTable renders the report for a person at a terminal.
 func (r *Report) WriteTable(w io.Writer) error {
 	var b strings.Builder
-	r.writePreamble(&b)
-	fmt.Fprintf(&b, "%-*s", nameWidth, "")
-	for _, column := range tableColumns {
-		b.WriteString(padLeft(column, numberWidth))
+	for _, line := range []string{r.method(), r.machine(), strings.Join(r.versions(), "; ")} {
+		fmt.Fprintln(&b, line)
+	}
+	nameWidth := 0
+	for _, c := range r.Cells {
+		nameWidth = max(nameWidth, 4+utf8.RuneCountInString(c.Driver))
+	}
+	widths := make([]int, len(columns))
+	for i, column := range columns {
+		widths[i] = max(numberWidth, 2+utf8.RuneCountInString(column.title))
+		for _, c := range r.Cells {
+			if c.Summary != nil {
+				widths[i] = max(widths[i], 2+utf8.RuneCountInString(column.text(c)))
+			}
+		}
+	}
+	fmt.Fprintf(&b, "\n%-*s", nameWidth, "")
+	for i, column := range columns {
+		b.WriteString(padLeft(column.title, widths[i]))
 	}
 	b.WriteByte('\n')
-	heading := ""
-	for _, c := range r.Cells {
-		if h := headings[c.Workload][c.Direction]; h != heading {
-			heading = h
-			fmt.Fprintf(&b, "%s\n", h)
+	for _, s := range r.sections() {
+		fmt.Fprintln(&b, s.Heading())
+		last := ""
+		for _, c := range s.Cells {
+			if conditions := r.conditions(c); conditions != last {
+				fmt.Fprintf(&b, " %s:\n", conditions)
+				last = conditions
+			}
+			fmt.Fprintf(&b, "  %-*s", nameWidth-2, c.Driver)
+			notes := c.notes()
+			if c.Summary == nil {
+				fmt.Fprintf(&b, "  %s\n", strings.Join(notes, "; "))
+				continue
+			}
+			for i, column := range columns {
+				b.WriteString(padLeft(column.text(c), widths[i]))
+			}
+			b.WriteByte('\n')
+			for _, note := range notes {
+				fmt.Fprintf(&b, "  %-*s  %s\n", nameWidth-2, "", note)
+			}
 		}
-		c.writeRow(&b)
 	}
-	r.writeLegend(&b)
+	b.WriteByte('\n')
+	for _, column := range columns {
+		fmt.Fprintf(&b, "%-13s  %s\n", column.title, column.legend)
+	}
+	for _, warning := range r.warnings() {
+		fmt.Fprintf(&b, "warning: %s\n", warning)
+	}
+	for _, s := range r.Skipped {
+		fmt.Fprintf(&b, "no rows of %s\n", s)
+	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
-}
-
-func (r *Report) writePreamble(b *strings.Builder) {
-	m, e := r.Method, r.Environment
-	fmt.Fprintf(b, "One iperf3 TCP stream of %g s, median of %d, one warm-up before; container MTU %d bytes\n", m.Seconds, m.Repetitions, m.MTU)
-	fmt.Fprintf(b, "Linux %s %s, %d CPUs", e.Kernel, e.Arch, e.CPUs)
-	if e.CPUModel != "" {
-		fmt.Fprintf(b, " (%s)", e.CPUModel)
-	}
-	fmt.Fprintf(b, ", TCP congestion control %s everywhere\n", e.Congestion)
-	var versions []string
-	for _, program := range []string{"slipway", "iperf3", "slirp4netns", "pasta"} {
-		if v := e.Versions[program]; v != "" {
-			versions = append(versions, program+": "+v)
-		}
-	}
-	fmt.Fprintf(b, "%s\n\n", strings.Join(versions, "; "))
-}
-
-// writeRow writes the numbers of a cell, or why there are none.
-func (c Cell) writeRow(b *strings.Builder) {
-	failure := c.failure()
-	if c.Summary == nil {
-		if failure == "" {
-			failure = "not measured"
-		} else {
-			failure = "failed: " + failure
-		}
-		fmt.Fprintf(b, "  %-*s  %s\n", nameWidth-2, c.Driver, failure)
-		return
-	}
-	s := c.Summary
-	cpu := "-"
-	if c.Driver != DriverHost {
-		cpu = fmt.Sprintf("%.2f", s.CPUPerGB)
-	}
-	fmt.Fprintf(b, "  %-*s", nameWidth-2, c.Driver)
-	for _, number := range []string{gigabits(s.Median), gigabits(s.Min) + " - " + gigabits(s.Max), ratio(s.Gap), ratio(s.Slirp4netns), cpu} {
-		b.WriteString(padLeft(number, numberWidth))
-	}
-	b.WriteByte('\n')
-	if failure != "" {
-		fmt.Fprintf(b, "  %-*s  only %d measurements: %s\n", nameWidth-2, "", s.Samples, failure)
-	}
-}
-
-func (r *Report) writeLegend(b *strings.Builder) {
-	b.WriteString("\ngap            speed divided by host loopback in this run; 1.00x: the container costs nothing\n")
-	b.WriteString("x slirp4netns  speed divided by slirp4netns doing the same in this run\n")
-	b.WriteString("CPU s/GB       CPU seconds that the network's own processes used for 10^9 bytes (iperf3 is not counted)\n")
-	for _, s := range r.Skipped {
-		fmt.Fprintf(b, "no rows of %s: %s\n", s.Driver, s.Reason)
-	}
-	var wide []string
-	for _, c := range r.Cells {
-		if c.Summary != nil && c.Summary.Spread > wideSpread {
-			wide = append(wide, fmt.Sprintf("%s (%.0f %%)", c.ID(), 100*c.Summary.Spread))
-		}
-	}
-	if len(wide) > 0 {
-		fmt.Fprintf(b, "warning: more than %.0f %% of the median between the slowest and the fastest measurement, small differences mean nothing: %s\n",
-			100*wideSpread, strings.Join(wide, ", "))
-	}
-	if r.Error != "" {
-		fmt.Fprintf(b, "warning: this run is not complete: %s\n", r.Error)
-	}
-}
-
-// gigabits of a speed in bits per second, with three significant digits or so.
-func gigabits(bitsPerSecond float64) string {
-	if g := bitsPerSecond / 1e9; g < 10 {
-		return fmt.Sprintf("%.2f", g)
-	}
-	return fmt.Sprintf("%.1f", bitsPerSecond/1e9)
-}
-
-// ratio with two significant digits or more, "-" where there is nothing to divide by.
-func ratio(value float64) string {
-	switch {
-	case value == 0:
-		return "-"
-	case value < 0.1:
-		return fmt.Sprintf("%.3fx", value)
-	case value < 10:
-		return fmt.Sprintf("%.2fx", value)
-	}
-	return fmt.Sprintf("%.1fx", value)
 }
 
 func padLeft(text string, width int) string {

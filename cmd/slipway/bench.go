@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -50,6 +49,7 @@ The suites choose the rows, and the other options change what a suite begins wit
 				return fmt.Errorf("find this program: %w", err)
 			}
 			cfg.Slipway, cfg.Version = self, cmd.Root().Version
+			cfg.Command = strings.Join(append([]string{"slipway"}, os.Args[1:]...), " ")
 			cfg.Duration = time.Duration(seconds) * time.Second
 			cfg.Only = rowNames(cfg.Only)
 			suite, err := bench.LookSuite(cfg.Suite)
@@ -84,6 +84,8 @@ The suites choose the rows, and the other options change what a suite begins wit
 	flags.BoolVar(&o.showCommands, "show-commands", false, "also print the commands behind each row")
 	flags.StringVar(&o.json, "json", "", "also write the report with all samples and commands to this `file`")
 	cmd.AddCommand(
+		inputErrors(newBenchReportCmd()), inputErrors(newBenchCompareCmd()), inputErrors(newBenchImportCmd()),
+		newBenchServeCmd(), newBenchListCmd(), newBenchEnvCmd(),
 		&cobra.Command{
 			Use: "inside", Hidden: true, Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 			RunE: func(*cobra.Command, []string) error { return bench.Inside() },
@@ -157,22 +159,12 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 	save := func(*bench.Report) error { return nil }
 	if jsonPath != "" {
 		// Made before the run: a path that cannot be written shall not cost minutes.
-		file, err := os.CreateTemp(filepath.Dir(jsonPath), "."+filepath.Base(jsonPath)+".*")
+		file, err := createFile(jsonPath)
 		if err != nil {
-			return fmt.Errorf("write the report: %w", err)
+			return err
 		}
-		defer os.Remove(file.Name())
-		defer file.Close()
-		save = func(r *bench.Report) error {
-			err := errors.Join(r.WriteJSON(file), file.Chmod(0o644), file.Close())
-			if err != nil {
-				return fmt.Errorf("write the report: %w", err)
-			}
-			if err := os.Rename(file.Name(), jsonPath); err != nil {
-				return fmt.Errorf("write the report: %w", err)
-			}
-			return nil
-		}
+		defer file.discard()
+		save = func(r *bench.Report) error { return errors.Join(r.WriteJSON(file), file.finish()) }
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

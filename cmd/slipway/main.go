@@ -28,6 +28,14 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// statusError is an error with an exit status other than 1.
+type statusError struct {
+	status int
+	error
+}
+
+func (e statusError) Unwrap() error { return e.error }
+
 func main() {
 	if state, ok := os.LookupEnv(sandboxState); ok {
 		os.Exit(inSandbox(state))
@@ -82,6 +90,7 @@ func command() error {
 
 func exitStatus(err error) int {
 	var status exitError
+	var other statusError
 	switch {
 	case err == nil:
 		return 0
@@ -89,6 +98,9 @@ func exitStatus(err error) int {
 		return int(status)
 	}
 	fmt.Fprintf(os.Stderr, "slipway: %v\n", err)
+	if errors.As(err, &other) {
+		return other.status
+	}
 	return 1
 }
 

@@ -1,0 +1,136 @@
+package bench
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// method says how the numbers were made, in a sentence.
+func (r *Report) method() string {
+	m := r.Method
+	text := fmt.Sprintf("Measurements of %g s", m.Seconds)
+	if m.OmitSeconds > 0 {
+		text += fmt.Sprintf(" after %g s that is not counted", m.OmitSeconds)
+	}
+	if m.WarmupSeconds > 0 {
+		text += fmt.Sprintf(", %d of each row in turns after one warm-up", m.Repetitions)
+	} else {
+		text += fmt.Sprintf(", up to %d of each row", m.Repetitions)
+	}
+	if m.MTU > 0 {
+		text += fmt.Sprintf("; container MTU %d bytes, one connection, where a row does not say otherwise", m.MTU)
+	}
+	return text
+}
+
+// machine says where the numbers were made, in a sentence.
+func (r *Report) machine() string {
+	e := r.Environment
+	text := fmt.Sprintf("Linux %s %s", e.Kernel, e.Arch)
+	if e.CPUs > 0 {
+		text += ", " + count(e.CPUs, "CPU")
+	}
+	if e.CPUModel != "" {
+		text += " (" + e.CPUModel + ")"
+	}
+	if e.Congestion != "" {
+		text += ", TCP congestion control " + e.Congestion
+	}
+	return text
+}
+
+// versions of the programs, "name: version" each, Slipway's and iperf3's first.
+func (r *Report) versions() []string {
+	names := []string{"slipway", "iperf3"}
+	for _, name := range slices.Sorted(maps.Keys(r.Environment.Versions)) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	var lines []string
+	for _, name := range names {
+		if v := r.Environment.Versions[name]; v != "" {
+			lines = append(lines, name+": "+v)
+		}
+	}
+	return lines
+}
+
+// warnings are the reasons for which the numbers should be taken with care.
+func (r *Report) warnings() []string {
+	var warnings, wide, stolen []string
+	for _, c := range r.Cells {
+		if c.Summary == nil {
+			continue
+		}
+		if c.Summary.Spread > wideSpread {
+			wide = append(wide, fmt.Sprintf("%s (%s)", c.ID(), percent(c.Summary.Spread)))
+		}
+		if c.Summary.Steal > muchSteal {
+			stolen = append(stolen, fmt.Sprintf("%s (%s)", c.ID(), percent(c.Summary.Steal)))
+		}
+	}
+	if len(wide) > 0 {
+		warnings = append(warnings, fmt.Sprintf("more than %s of the median lies between the slowest and the fastest measurement of a row, small differences mean nothing: %s",
+			percent(wideSpread), strings.Join(wide, ", ")))
+	}
+	if len(stolen) > 0 {
+		warnings = append(warnings, fmt.Sprintf("the machine's own host took more than %s of its CPU time meanwhile: %s",
+			percent(muchSteal), strings.Join(stolen, ", ")))
+	}
+	if busy := float64(r.Environment.CPUs) / 2; busy > 0 && r.Environment.Load1 > busy {
+		warnings = append(warnings, fmt.Sprintf("the machine was busy before the run: load %g on %s", r.Environment.Load1, count(r.Environment.CPUs, "CPU")))
+	}
+	if r.Error != "" {
+		warnings = append(warnings, "this run is not complete: "+r.Error)
+	}
+	return warnings
+}
+
+// class of a row: which way its bytes take. Only rows of one class do the same.
+type class string
+
+const (
+	classKernel class = "kernel path"
+	classTAP    class = "TAP path"
+	classSplice class = "splice path"
+	classCopy   class = "user-space copy"
+)
+
+// classes are explained where rows of different ones stand side by side.
+var classes = []struct {
+	class class
+	text  string
+}{
+	{classKernel, "No user-mode network in the way: the host's own loopback, or a veth pair, which only root can make. Nothing checks or counts what passes."},
+	{classTAP, "Every packet of the container passes a TAP device and a network stack in user space: any protocol, every destination checked by policy."},
+	{classSplice, "Published TCP ports whose bytes the kernel moves between two sockets by splice(2): no TAP, no copy to user space, TCP only. Slipway's show the server the client's own address; pasta's show a local one for clients on the host."},
+	{classCopy, "Published TCP ports whose bytes a process reads from one socket and writes to another; the server sees a connection from inside its own namespace."},
+}
+
+// class of a row, "" for a driver that is not known here.
+func (c Cell) class() class {
+	published := c.Workload == WorkloadPublished
+	switch {
+	case c.kernel(), strings.HasPrefix(c.Driver, "bypass4netns"):
+		return classKernel
+	case published && (c.Driver == DriverSlipway || c.Driver == DriverPasta):
+		return classSplice
+	case published && strings.HasPrefix(c.Driver, "rootlesskit"):
+		return classCopy
+	case c.ours(), c.Driver == DriverSlirp4netns, c.Driver == DriverPasta,
+		strings.HasPrefix(c.Driver, "gvisor-tap-vsock"), strings.HasPrefix(c.Driver, "rootlesskit"):
+		return classTAP
+	}
+	return ""
+}
+
+// limits are what the numbers do not show.
+var limits = []string{
+	"One machine, one moment: host loopback itself swings with what else the machine and its host do, and every gap swings with it.",
+	"The container talks to the same machine: no network card, no wire, no loss. Over a real network the card is usually the bottleneck.",
+	"Client, server and network share the machine's CPUs. With few of them, what one saves the others use, so speeds and CPU seconds depend on each other.",
+	"Only the peers' versions that are named here were measured, each with the options that its command shows.",
+}
