@@ -7,9 +7,6 @@ import (
 	"strings"
 )
 
-// driverVeth is a pair of kernel devices between two namespaces; it needs root.
-const driverVeth = "veth"
-
 // method says how the numbers were made, in a sentence.
 func (r *Report) method() string {
 	m := r.Method

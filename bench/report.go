@@ -19,6 +19,7 @@ const (
 	DriverSlipway     = "slipway"
 	DriverSlirp4netns = "slirp4netns"
 	DriverPasta       = "pasta"
+	DriverVeth        = "veth" // a pair of kernel devices between two namespaces; it needs root
 )
 
 // Workload is what is done with the network.

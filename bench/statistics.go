@@ -171,7 +171,7 @@ func (c Cell) ours() bool {
 }
 
 // kernel says whether a row is one without any user-mode network in the way.
-func (c Cell) kernel() bool { return c.Driver == DriverHost || c.Driver == driverVeth }
+func (c Cell) kernel() bool { return c.Driver == DriverHost || c.Driver == DriverVeth }
 
 // conditions are what rows that can be divided by each other have in common.
 type conditions struct {
