@@ -37,9 +37,9 @@ deps-clients: ## deps, and the programs of test-clients: RootlessKit, Docker, Po
 deps-browser: ## deps, and Chromium, which test-page opens the HTML report with
 	@sh .make/deps.sh browser
 
-build: ## build bin/slipway (static), and bin/slirp4netns as a link to it
+build: ## build bin/slipway (static), bin/slirp4netns as a link to it, and bin/slipway-plot, which draws reports
 	@mkdir -p bin
-	$(BUILD) -o bin/slipway ./cmd/slipway
+	$(BUILD) -o bin/ ./cmd/slipway ./cmd/slipway-plot
 	@ln -sf slipway bin/slirp4netns
 
 demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
@@ -99,11 +99,11 @@ bench: build ## the gap table (BENCHFLAGS='--json FILE ...')
 	bin/slipway bench $(BENCHFLAGS)
 
 docs: ## docs/benchmarks.md, its plots and the README's table, from docs/benchmarks.json
-	$(GO) test ./bench -run TestDocs -update
+	$(GO) test ./bench/plot -run TestDocs -update
 
 test-page: deps-browser ## the HTML report in a headless Chromium, with pictures in bin/page
 	@mkdir -p bin/page
-	SLIPWAY_SCREENSHOTS=$(CURDIR)/bin/page $(GO) test -count 1 ./bench -run TestPageInBrowser -v
+	SLIPWAY_SCREENSHOTS=$(CURDIR)/bin/page $(GO) test -count 1 ./bench/plot -run TestPageInBrowser -v
 
 lint: ## gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l $(wildcard $(SOURCES))); \

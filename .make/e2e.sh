@@ -58,7 +58,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 chmod 0755 "$tmp"
 "$go" test -c -tags e2e -o "$tmp/e2e.test" ./cmd/slipway
-cp bin/slipway "$tmp/slipway"
+cp bin/slipway bin/slipway-plot "$tmp"
 
 if [ "$(id -u)" -ne 0 ]; then
 	cd cmd/slipway
@@ -70,7 +70,7 @@ fi
 failed=0
 for who in root user; do
 	mkdir "$tmp/$who"
-	ln "$tmp/slipway" "$tmp/e2e.test" "$tmp/$who"
+	ln "$tmp/slipway" "$tmp/slipway-plot" "$tmp/e2e.test" "$tmp/$who"
 	unshare --mount --propagation private sh "$0" --inside "$who" "$tmp/$who" || failed=1
 done
 exit "$failed"

@@ -5,31 +5,31 @@ import (
 	"slices"
 )
 
-// figure is what one plot shows: a bar for each row, and a dot for each measurement.
-type figure struct {
-	name  string // of its file
-	title string
-	axis  string
-	bars  []bar
-	// line is a value worth a line of its own, 0: none.
-	line float64
+// Figure is what one plot shows: a bar for each row, and a dot for each measurement.
+type Figure struct {
+	Name  string // of its file
+	Title string
+	Axis  string
+	Bars  []Bar
+	// Line is a value worth a line of its own, 0: none.
+	Line float64
 }
 
-// bar is a row of a figure, in the unit of its axis.
-type bar struct {
-	heading   string // above the bars that follow; the other fields are empty then
-	cell      Cell
-	label     string
-	value     float64
-	low, high float64
-	dots      []float64
-	text      string // after the bar
+// Bar is a row of a figure, in the unit of its axis.
+type Bar struct {
+	Heading   string // above the bars that follow; the other fields are empty then
+	Cell      Cell
+	Label     string
+	Value     float64
+	Low, High float64 // of the median's interval
+	Dots      []float64
+	Text      string // after the bar
 }
 
-// figures are the gap, where there is one, and one figure for each section.
-func (r *Report) figures() []figure {
-	var figures []figure
-	if gap := r.gapFigure(); len(gap.bars) > 0 {
+// Figures are the gap, where there is one, and one figure for each section.
+func (r *Report) Figures() []Figure {
+	var figures []Figure
+	if gap := r.gapFigure(); len(gap.Bars) > 0 {
 		figures = append(figures, gap)
 	}
 	for _, s := range r.sections() {
@@ -98,18 +98,18 @@ func (r *Report) headline() []section {
 	return headline
 }
 
-func (r *Report) gapFigure() figure {
-	f := figure{name: "gap", title: "The gap: speed as a share of the host's own loopback", axis: "1 = host loopback", line: 1}
+func (r *Report) gapFigure() Figure {
+	f := Figure{Name: "gap", Title: "The gap: speed as a share of the host's own loopback", Axis: "1 = host loopback", Line: 1}
 	for _, s := range r.headline() {
-		f.bars = append(f.bars, bar{heading: s.Title()})
+		f.Bars = append(f.Bars, Bar{Heading: s.Title()})
 		for _, c := range s.Cells {
-			b := bar{cell: c, label: r.label(c), value: c.Summary.Gap, text: times(c.Summary.Gap)}
-			b.low, b.high = b.value, b.value
-			if b.dots, _ = r.ratios(c); len(b.dots) > 0 {
-				i := interval(b.dots)
-				b.low, b.high = i.Lo, i.Hi
+			b := Bar{Cell: c, Label: r.label(c), Value: c.Summary.Gap, Text: times(c.Summary.Gap)}
+			b.Low, b.High = b.Value, b.Value
+			if b.Dots, _ = r.ratios(c); len(b.Dots) > 0 {
+				i := interval(b.Dots)
+				b.Low, b.High = i.Lo, i.Hi
 			}
-			f.bars = append(f.bars, b)
+			f.Bars = append(f.Bars, b)
 		}
 	}
 	return f
@@ -118,7 +118,7 @@ func (r *Report) gapFigure() figure {
 // sectionFigure shows the rows of a section, with those of the host that they are
 // divided by above them. Rows of the host alone are nothing to look at where others are
 // divided by them: nil.
-func (r *Report) sectionFigure(s section) *figure {
+func (r *Report) sectionFigure(s section) *Figure {
 	isHost := func(c Cell) bool { return c.Driver == DriverHost }
 	used := func(c Cell) bool {
 		return slices.ContainsFunc(r.Cells, func(other Cell) bool {
@@ -138,7 +138,7 @@ func (r *Report) sectionFigure(s section) *figure {
 			cells = append(cells, c)
 		}
 	}
-	f := &figure{name: s.Name(), title: s.Title()}
+	f := &Figure{Name: s.Name(), Title: s.Title()}
 	largest := 0.0
 	unit := s.Cells[0].Unit
 	for _, c := range cells {
@@ -147,35 +147,35 @@ func (r *Report) sectionFigure(s section) *figure {
 		}
 	}
 	prefix, factor := unit.scale(largest)
-	f.axis = unit.name(prefix)
+	f.Axis = unit.name(prefix)
 	if unit.LessIsBetter() {
-		f.axis += ", less is better"
+		f.Axis += ", less is better"
 	}
 	for _, c := range cells {
-		b := bar{cell: c, label: r.label(c)}
+		b := Bar{Cell: c, Label: r.label(c)}
 		if c.Summary == nil {
-			b.text = "not measured"
+			b.Text = "not measured"
 			if c.failure() != "" {
-				b.text = "failed"
+				b.Text = "failed"
 			}
-			f.bars = append(f.bars, b)
+			f.Bars = append(f.Bars, b)
 			continue
 		}
-		b.value, b.low, b.high = c.Summary.Median/factor, c.Summary.Low/factor, c.Summary.High/factor
+		b.Value, b.Low, b.High = c.Summary.Median/factor, c.Summary.Low/factor, c.Summary.High/factor
 		for _, sample := range c.counted() {
-			b.dots = append(b.dots, sample.Value/factor)
+			b.Dots = append(b.Dots, sample.Value/factor)
 		}
-		b.text = c.Unit.format(c.Summary.Median)
+		b.Text = c.Unit.format(c.Summary.Median)
 		if c.Summary.Gap > 0 && c.Driver != DriverHost {
-			b.text += fmt.Sprintf(" (%s)", times(c.Summary.Gap))
+			b.Text += fmt.Sprintf(" (%s)", times(c.Summary.Gap))
 		}
 		if l := c.Summary.Latency; l != nil {
-			b.text += fmt.Sprintf(", p99 %s, p99.9 %s", UnitSeconds.format(l.P99), UnitSeconds.format(l.P999))
+			b.Text += fmt.Sprintf(", p99 %s, p99.9 %s", UnitSeconds.format(l.P99), UnitSeconds.format(l.P999))
 		}
 		if c.Defect != "" {
-			b.text += ", known defect"
+			b.Text += ", known defect"
 		}
-		f.bars = append(f.bars, b)
+		f.Bars = append(f.Bars, b)
 	}
 	return f
 }

@@ -26,8 +26,8 @@ func (r *Report) writeMarkdown(w io.Writer, plots string) error {
 		}
 	}
 	drawn := map[string]bool{}
-	for _, f := range r.figures() {
-		drawn[f.name] = true
+	for _, f := range r.Figures() {
+		drawn[f.Name] = true
 	}
 	if drawn["gap"] {
 		plot("gap", "The gap to host loopback")

@@ -1,72 +1,52 @@
 package bench
 
 import (
-	_ "embed"
 	"fmt"
-	"html/template"
-	"io"
 	"slices"
 )
 
-//go:embed page.html
-var pageText string
-
-// pageRow is a row of a table of the page.
-type pageRow struct {
-	Label, ID, Class string
-	Hue              template.CSS
-	Ours             bool
-	Numbers          []string // none: not measured
-	Notes            []string
-	Commands         []string
-	Processes        []string
+// PageRow is a row of a table of the page.
+type PageRow struct {
+	Driver, Label, ID, Class string
+	Ours                     bool
+	Numbers                  []string // none: not measured
+	Notes                    []string
+	Commands                 []string
+	Processes                []string
 }
 
-// pageSection is a section of the page.
-type pageSection struct {
+// PageSection is a section of the page; the figure of its name shows its rows, unless
+// they are in other figures.
+type PageSection struct {
 	Name, Title, Text string
-	Plot              template.HTML // empty: the rows are in other plots
-	Rows              []pageRow
+	Rows              []PageRow
 }
 
-// pageCard is a number of the headline.
-type pageCard struct{ Title, Gap, Speed, Peers string }
+// PageCard is a number of the headline.
+type PageCard struct{ Title, Gap, Speed, Peers string }
 
-// page is what page.html shows.
-type page struct {
+// Page is what a report has to say on a page of its own, in words.
+type Page struct {
 	Report   *Report
-	Cards    []pageCard
-	Gap      template.HTML
-	Columns  []column
-	Sections []pageSection
+	Cards    []PageCard
+	Columns  []string
+	Sections []PageSection
 	Warnings []string
 	Failures []string
-	Words    [][2]string
+	Words    [][2]string // each with its meaning
 	Limits   []string
-	About    [][2]string
+	About    [][2]string // each with its name
 }
 
-// Title of a column, for the page.
-func (c column) Title() string { return c.title }
-
-// writeHTML renders the report as one page that needs nothing from elsewhere.
-func (r *Report) writeHTML(w io.Writer) error {
-	p := page{Report: r, Columns: columns, Warnings: r.warnings(), Limits: limits}
-	plots := map[string]template.HTML{}
-	for _, f := range r.figures() {
-		svg, err := r.svg(f)
-		if err != nil {
-			return err
-		}
-		plots[f.name] = template.HTML(svg) //nolint:gosec // svg escapes what it writes
-	}
-	p.Gap = plots["gap"]
+// Page of the report.
+func (r *Report) Page() Page {
+	p := Page{Report: r, Warnings: r.warnings(), Limits: limits}
 	for _, s := range r.headline() {
 		for _, c := range s.Cells {
 			if c.Driver != DriverSlipway || s.Choice != "" {
 				continue
 			}
-			card := pageCard{Title: s.Title(), Gap: times(c.Summary.Gap), Speed: c.Unit.format(c.Summary.Median)}
+			card := PageCard{Title: s.Title(), Gap: times(c.Summary.Gap), Speed: c.Unit.format(c.Summary.Median)}
 			for _, peer := range r.peers(c) {
 				if peer.ours() || peer.kernel() {
 					continue
@@ -81,12 +61,10 @@ func (r *Report) writeHTML(w io.Writer) error {
 	}
 	used := map[class]bool{}
 	for _, s := range r.sections() {
-		section := pageSection{Name: s.Name(), Title: s.Title(), Text: s.Heading(), Plot: plots[s.Name()]}
+		section := PageSection{Name: s.Name(), Title: s.Title(), Text: s.Heading()}
 		for _, c := range s.Cells {
-			h := r.hue(c.Driver)
-			row := pageRow{
-				Label: r.label(c), ID: c.ID(), Class: string(c.class()), Ours: c.ours(), Notes: c.notes(),
-				Hue:      template.CSS(fmt.Sprintf("#%02x%02x%02x", h.R, h.G, h.B)), //nolint:gosec // three numbers
+			row := PageRow{
+				Driver: c.Driver, Label: r.label(c), ID: c.ID(), Class: string(c.class()), Ours: c.ours(), Notes: c.notes(),
 				Commands: c.Commands, Processes: c.Processes,
 			}
 			used[c.class()] = true
@@ -109,6 +87,7 @@ func (r *Report) writeHTML(w io.Writer) error {
 		p.Failures = append(p.Failures, "no rows of "+s.String())
 	}
 	for _, column := range columns {
+		p.Columns = append(p.Columns, column.title)
 		p.Words = append(p.Words, [2]string{column.title, column.legend})
 	}
 	for _, c := range classes {
@@ -123,12 +102,5 @@ func (r *Report) writeHTML(w io.Writer) error {
 		p.About = append(p.About, [2]string{"version", v})
 	}
 	p.About = slices.DeleteFunc(p.About, func(about [2]string) bool { return about[1] == "" })
-	t, err := template.New("page").Parse(pageText)
-	if err != nil {
-		return fmt.Errorf("write page: %w", err)
-	}
-	if err := t.Execute(w, p); err != nil {
-		return fmt.Errorf("write page: %w", err)
-	}
-	return nil
+	return p
 }

@@ -23,13 +23,23 @@ var word = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a
 // ReadReport reads the JSON of a report, and sums it up anew. Its errors wrap
 // [ErrReport], or say why the file could not be read.
 func ReadReport(path string) (*Report, error) {
-	text, err := readBounded(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read a report: %w", err)
+	}
+	defer f.Close()
+	return ReadReportFrom(f, path)
+}
+
+// ReadReportFrom is [ReadReport] of what is open already, under a name for errors.
+func ReadReportFrom(in io.Reader, name string) (*Report, error) {
+	text, err := readAll(in, name)
 	if err != nil {
 		return nil, err
 	}
 	r, err := parseReport(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return r, nil
 }
@@ -41,12 +51,16 @@ func readBounded(path string) ([]byte, error) {
 		return nil, fmt.Errorf("read a report: %w", err)
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxReport+1))
+	return readAll(f, path)
+}
+
+func readAll(in io.Reader, name string) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(in, maxReport+1))
 	if err != nil {
 		return nil, fmt.Errorf("read a report: %w", err)
 	}
 	if len(text) > maxReport {
-		return nil, fmt.Errorf("%s: %w: more than %d bytes", path, ErrReport, maxReport)
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", name, ErrReport, maxReport)
 	}
 	return text, nil
 }

@@ -3,9 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/csv"
-	"encoding/xml"
 	"errors"
-	"image/png"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,86 +18,54 @@ import (
 	"golang.org/x/perf/benchfmt"
 )
 
-// render renders a report in a format that is one file.
+// render renders a report in a format that needs no plots.
 func render(t *testing.T, r *Report, format Format) []byte {
 	t.Helper()
-	files, err := r.Render(format, "")
+	text, err := r.Render(Output{Format: format})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(files) != 1 || files[0].Name != "" {
-		t.Fatalf("%s is %d files, the first called %q", format, len(files), files[0].Name)
-	}
-	return files[0].Data
+	return text
 }
 
-// TestRenderText: what is text is compared as a whole.
+// TestRenderText: what is text is compared as a whole. The tests of package plot draw the
+// report that is kept as JSON.
 func TestRenderText(t *testing.T) {
-	for _, format := range []Format{FormatTable, FormatMarkdown, FormatCSV, FormatBenchfmt, FormatOpenMetrics} {
+	for _, format := range []Format{FormatTable, FormatMarkdown, FormatCSV, FormatJSON, FormatBenchfmt, FormatOpenMetrics} {
 		golden(t, filepath.Join("testdata", "kinds."+string(format)), render(t, kindsReport(), format))
 	}
 }
 
 func TestRenderErrors(t *testing.T) {
-	if _, err := sampleReport().Render("pdf", ""); err == nil || !strings.Contains(err.Error(), `"pdf", there are table, md`) {
-		t.Errorf("unknown format: %v", err)
-	}
-	empty := &Report{Schema: SchemaVersion}
-	for _, format := range []Format{FormatSVG, FormatPNG, FormatOpenMetrics} {
-		if _, err := empty.Render(format, ""); err == nil || !strings.Contains(err.Error(), "nothing was measured") {
-			t.Errorf("nothing as %s: %v", format, err)
+	for _, tt := range []struct {
+		out  Output
+		want string
+	}{
+		{Output{Format: "pdf"}, `"pdf", there are table, md`},
+		{Output{Format: FormatHTML}, "slipway-plot"},
+		{Output{FormatSVG, "plots"}, "slipway-plot"},
+		{Output{Format: FormatPNG}, "-o DIR"},
+		{Output{FormatMarkdown, "README"}, "ends in .md"},
+		{Output{FormatMarkdown, "docs/.md"}, "ends in .md"},
+	} {
+		if _, err := sampleReport().Render(tt.out); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v, want %q", tt.out, err, tt.want)
 		}
 	}
-	for _, format := range []Format{FormatTable, FormatMarkdown, FormatCSV, FormatJSON, FormatHTML, FormatBenchfmt} {
-		if _, err := empty.Render(format, ""); err != nil {
+	empty := &Report{Schema: SchemaVersion}
+	if _, err := empty.Render(Output{Format: FormatOpenMetrics}); err == nil || !strings.Contains(err.Error(), "nothing was measured") {
+		t.Errorf("nothing as metrics: %v", err)
+	}
+	for _, format := range []Format{FormatTable, FormatMarkdown, FormatCSV, FormatJSON, FormatBenchfmt} {
+		if _, err := empty.Render(Output{Format: format}); err != nil {
 			t.Errorf("nothing as %s: %v", format, err)
 		}
 	}
 	for name, write := range map[string]func(io.Writer) error{
-		"csv": sampleReport().writeCSV, "html": sampleReport().writeHTML, "benchfmt": sampleReport().writeBenchfmt, "openmetrics": sampleReport().writeOpenMetrics,
+		"csv": sampleReport().writeCSV, "benchfmt": sampleReport().writeBenchfmt, "openmetrics": sampleReport().writeOpenMetrics,
 	} {
 		if err := write(brokenPipe{}); !errors.Is(err, errBroken) {
 			t.Errorf("%s to a broken pipe: %v, want %v", name, err, errBroken)
-		}
-	}
-}
-
-// TestRenderPlots: each is a picture, and an SVG fetches nothing and is no script.
-func TestRenderPlots(t *testing.T) {
-	r := kindsReport()
-	for _, format := range []Format{FormatSVG, FormatPNG} {
-		files, err := r.Render(format, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(files) != 6 || files[0].Name != "gap."+string(format) {
-			t.Fatalf("%d plots, the first is %s; want 6, gap", len(files), files[0].Name)
-		}
-		for _, f := range files {
-			if format == FormatPNG {
-				if _, err := png.Decode(bytes.NewReader(f.Data)); err != nil {
-					t.Errorf("%s: %v", f.Name, err)
-				}
-				continue
-			}
-			d := xml.NewDecoder(bytes.NewReader(f.Data))
-			for {
-				token, err := d.Token()
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					t.Fatalf("%s: %v", f.Name, err)
-				}
-				element, ok := token.(xml.StartElement)
-				if ok && (element.Name.Local == "script" || element.Name.Local == "image") {
-					t.Errorf("%s has a %s", f.Name, element.Name.Local)
-				}
-			}
-			// No part has kept the colour that is its key.
-			if keyed().Match(f.Data) {
-				t.Errorf("%s has a part without a name", f.Name)
-			}
 		}
 	}
 }

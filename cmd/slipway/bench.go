@@ -159,12 +159,12 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 	save := func(*bench.Report) error { return nil }
 	if jsonPath != "" {
 		// Made before the run: a path that cannot be written shall not cost minutes.
-		file, err := createFile(jsonPath)
+		file, err := bench.CreateFile(jsonPath)
 		if err != nil {
 			return err
 		}
-		defer file.discard()
-		save = func(r *bench.Report) error { return errors.Join(r.WriteJSON(file), file.finish()) }
+		defer file.Discard()
+		save = func(r *bench.Report) error { return errors.Join(r.WriteJSON(file), file.Finish()) }
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

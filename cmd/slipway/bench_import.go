@@ -28,7 +28,7 @@ All files must be of one iperf3, one machine and one length.`,
 			if out == "" {
 				return report.WriteJSON(cmd.OutOrStdout())
 			}
-			return writeFile(out, report.WriteJSON)
+			return bench.WriteFile(out, report.WriteJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "write the report to this `file` instead of standard output")

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -44,14 +48,15 @@ func newBenchReportCmd() *cobra.Command {
 
 svg and png are a file for each plot: give the directory for them with -o. Markdown
 that goes to a file PATH.md comes with its plots, in the directory PATH beside it.
-openmetrics is also what the textfile collector of node_exporter reads.`,
+openmetrics is also what the textfile collector of node_exporter reads. Plots are drawn
+by slipway-plot, which lies beside slipway or in PATH.`,
 		Example: `  slipway bench report run.json
   slipway bench report run.json -f html -o run.html
   slipway bench report run.json -f png -o plots/
   slipway bench report run.json -f openmetrics -o /var/lib/node_exporter/slipway_bench.prom`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return renderReport(cmd.OutOrStdout(), args[0], bench.Format(format), out)
+			return renderReport(cmd.Context(), cmd.OutOrStdout(), args[0], bench.Output{Format: bench.Format(format), Path: out})
 		},
 	}
 	var names []string
@@ -64,101 +69,63 @@ openmetrics is also what the textfile collector of node_exporter reads.`,
 }
 
 // renderReport writes a rendering of a report to a file or directory, or to stdout.
-func renderReport(stdout io.Writer, path string, format bench.Format, out string) error {
-	if format.Plots() && out == "" {
-		return fmt.Errorf("%s is a file for each plot: give a directory for them with -o DIR", format)
+func renderReport(ctx context.Context, stdout io.Writer, path string, out bench.Output) error {
+	if err := out.Validate(); err != nil {
+		return err
 	}
 	report, err := bench.ReadReport(path)
 	if err != nil {
 		return err
 	}
-	plots := ""
-	if format == bench.FormatMarkdown && out != "" {
-		if plots = strings.TrimSuffix(filepath.Base(out), ".md"); plots == filepath.Base(out) {
-			return fmt.Errorf("write to %s: Markdown goes to a file that ends in .md, its plots to the directory of that name", out)
+	if out.HasPlots() {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
 		}
-	}
-	files, err := report.Render(format, plots)
-	if err != nil {
-		return err
-	}
-	if out == "" {
-		_, err := stdout.Write(files[0].Data)
-		return err
-	}
-	dir := filepath.Dir(out)
-	if format.Plots() {
-		dir = out
-	}
-	for _, f := range files {
-		to := filepath.Join(dir, f.Name)
-		if f.Name == "" {
-			to = out
-		} else if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // for everybody to read
-			return fmt.Errorf("make the directory of the plots: %w", err)
-		}
-		if err := writeFile(to, func(w io.Writer) error { _, err := w.Write(f.Data); return err }); err != nil {
+		program, err := findPlotter(filepath.Dir(self))
+		if err != nil {
 			return err
 		}
+		return draw(ctx, stdout, program, report, out)
 	}
-	return nil
-}
-
-// newFile is a file that takes its name only when it is whole.
-type newFile struct {
-	*os.File
-	path string
-}
-
-// createFile makes a file that shall be called path. What is no ordinary file, like
-// /dev/stdout, is written as it is.
-func createFile(path string) (*newFile, error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return nil, fmt.Errorf("write a file: %w", err)
-		}
-		return &newFile{File: f}, nil
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return nil, fmt.Errorf("write a file: %w", err)
-	}
-	return &newFile{File: f, path: path}, nil
-}
-
-// discard removes the file unless it has been finished.
-func (f *newFile) discard() {
-	if f.path != "" {
-		os.Remove(f.Name())
-	}
-	f.Close()
-}
-
-// finish gives the file its name.
-func (f *newFile) finish() error {
-	if f.path == "" {
-		return f.Close()
-	}
-	if err := errors.Join(f.Chmod(0o644), f.Close()); err != nil { //nolint:gosec // for everybody to read
-		return fmt.Errorf("write %s: %w", f.path, err)
-	}
-	if err := os.Rename(f.Name(), f.path); err != nil {
-		return fmt.Errorf("write %s: %w", f.path, err)
-	}
-	f.path = ""
-	return nil
-}
-
-// writeFile writes a file as a whole or not at all.
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := createFile(path)
+	text, err := report.Render(out)
 	if err != nil {
 		return err
 	}
-	defer f.discard()
-	if err := write(f); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+	return out.Write(stdout, []bench.File{{Data: text}})
+}
+
+// plotter is the program that draws. It is one of its own for its fonts, which would
+// take 4 MB of each process of a network.
+const plotter = "slipway-plot"
+
+// findPlotter finds the plotter in a directory or else in PATH.
+func findPlotter(dir string) (string, error) {
+	if path, err := exec.LookPath(filepath.Join(dir, plotter)); err == nil {
+		return path, nil
 	}
-	return f.finish()
+	path, err := exec.LookPath(plotter)
+	if err != nil {
+		return "", fmt.Errorf("draw plots: there is no program %s in %s or in PATH; to get it where Slipway's source is, run: make build", plotter, dir)
+	}
+	return path, nil
+}
+
+// draw has the plotter render a report.
+func draw(ctx context.Context, stdout io.Writer, program string, report *bench.Report, out bench.Output) error {
+	var text, complaint bytes.Buffer
+	if err := report.WriteJSON(&text); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, program, "--format="+string(out.Format), "--output="+out.Path)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &text, stdout, &complaint
+	// It has time to leave nothing half-made behind.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	if err := cmd.Run(); err != nil {
+		if said := strings.TrimSpace(complaint.String()); said != "" {
+			return fmt.Errorf("draw plots: %s", said)
+		}
+		return fmt.Errorf("draw plots: run %s: %w", program, err)
+	}
+	return nil
 }

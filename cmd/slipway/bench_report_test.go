@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,6 +46,54 @@ func benchOutput(t *testing.T, args ...string) (string, int, error) {
 
 const sampleReport = "../../bench/testdata/report.json"
 
+// withPlotter puts the program that draws where slipway bench report finds it. The
+// end-to-end tests lie beside it.
+func withPlotter(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SLIPWAY_BIN") != "" {
+		return
+	}
+	dir := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir, "slipway/cmd/slipway-plot")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", build, err, text)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// TestFindPlotter: beside slipway first, then in PATH, and else what to do is said.
+func TestFindPlotter(t *testing.T) {
+	beside, path := t.TempDir(), t.TempDir()
+	t.Setenv("PATH", path)
+	if _, err := findPlotter(beside); err == nil || !strings.Contains(err.Error(), "make build") {
+		t.Errorf("none: %v", err)
+	}
+	for _, dir := range []string{path, beside} {
+		want := filepath.Join(dir, plotter)
+		if err := os.WriteFile(want, nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := findPlotter(beside); got != want || err != nil {
+			t.Errorf("found %s, %v, want %s", got, err, want)
+		}
+	}
+}
+
+// TestDrawFails: what the program that draws says is the error.
+func TestDrawFails(t *testing.T) {
+	report, err := bench.ReadReport(sampleReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), plotter)
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho no ink >&2\nexit 3\n"), 0o700); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	if err := draw(t.Context(), io.Discard, program, report, bench.Output{Format: bench.FormatHTML}); err == nil || err.Error() != "draw plots: no ink" {
+		t.Errorf("draw: %v", err)
+	}
+}
+
 // list names the files below a directory.
 func list(t *testing.T, dir string) []string {
 	t.Helper()
@@ -63,6 +113,7 @@ func list(t *testing.T, dir string) []string {
 }
 
 func TestBenchReport(t *testing.T) {
+	withPlotter(t)
 	plots := func(prefix, suffix string) []string {
 		var names []string
 		for _, name := range []string{"gap", "published-down", "published-up", "stream-down", "stream-up"} {
@@ -103,6 +154,7 @@ func TestBenchReport(t *testing.T) {
 
 // TestBenchBadInput: a clear error, the exit status 2, and nothing left behind.
 func TestBenchBadInput(t *testing.T) {
+	withPlotter(t)
 	dir := t.TempDir()
 	newer := filepath.Join(t.TempDir(), "newer.json")
 	if err := os.WriteFile(newer, []byte(`{"schema":3}`), 0o600); err != nil {
@@ -114,7 +166,7 @@ func TestBenchBadInput(t *testing.T) {
 	}
 	other.Environment.CPUModel = "another"
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere.json")
-	if err := writeFile(elsewhere, other.WriteJSON); err != nil {
+	if err := bench.WriteFile(elsewhere, other.WriteJSON); err != nil {
 		t.Fatal(err)
 	}
 	tests := []struct {
@@ -130,6 +182,7 @@ func TestBenchBadInput(t *testing.T) {
 		{"no argument", []string{"report"}, "accepts 1 arg"},
 		{"plots to stdout", []string{"report", sampleReport, "-f", "svg"}, "-o DIR"},
 		{"Markdown to another name", []string{"report", sampleReport, "-f", "md", "-o", filepath.Join(dir, "README")}, "ends in .md"},
+		{"page in a directory that is not there", []string{"report", sampleReport, "-f", "html", "-o", filepath.Join(dir, "none", "x")}, "no such file"},
 		{"directory that is not there", []string{"report", sampleReport, "-o", filepath.Join(dir, "none", "x")}, "no such file"},
 		{"one report", []string{"compare", sampleReport}, "accepts 2 arg"},
 		{"threshold", []string{"compare", sampleReport, sampleReport, "--threshold", "200%"}, "less than 100%"},
@@ -169,7 +222,7 @@ func TestBenchCompare(t *testing.T) {
 	}
 	write := func(name string) string {
 		path := filepath.Join(t.TempDir(), name)
-		if err := writeFile(path, r.WriteJSON); err != nil {
+		if err := bench.WriteFile(path, r.WriteJSON); err != nil {
 			t.Fatal(err)
 		}
 		return path

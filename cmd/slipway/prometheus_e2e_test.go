@@ -33,15 +33,15 @@ const (
 // scrapeInterval is short, so that there is something to see within a second.
 const scrapeInterval = 250 * time.Millisecond
 
-// prometheus is a running Prometheus of Debian's package.
-type prometheus struct {
+// promServer is a running Prometheus of Debian's package.
+type promServer struct {
 	*process
 	client *http.Client
 }
 
 // startPrometheus starts one that scrapes Slipways at targets, and what a bench exports, and has
 // loaded the rules that come with Slipway.
-func startPrometheus(t *testing.T, targets ...string) *prometheus {
+func startPrometheus(t *testing.T, targets ...string) *promServer {
 	t.Helper()
 	path, err := exec.LookPath("prometheus")
 	if err != nil {
@@ -64,7 +64,7 @@ scrape_configs:
 	}
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	p := &prometheus{
+	p := &promServer{
 		process: start(t, exec.Command(path, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+prometheusAddr)),
 		client:  &http.Client{Transport: transport, Timeout: patience},
 	}
@@ -73,7 +73,7 @@ scrape_configs:
 }
 
 // get asks the API for path and decodes the data of its answer into v.
-func (p *prometheus) get(path string, v any) error {
+func (p *promServer) get(path string, v any) error {
 	resp, err := p.client.Get("http://" + prometheusAddr + "/api/v1/" + path)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func (s sample) number(t *testing.T) float64 {
 }
 
 // query returns the instant vector of an expression.
-func (p *prometheus) query(expr string) ([]sample, error) {
+func (p *promServer) query(expr string) ([]sample, error) {
 	var data struct {
 		ResultType string
 		Result     []sample
@@ -124,7 +124,7 @@ func (p *prometheus) query(expr string) ([]sample, error) {
 
 // total is the sum of a metric's series with the labels, as they were scraped after a
 // time.
-func (p *prometheus) total(name, labels string, since time.Time) float64 {
+func (p *promServer) total(name, labels string, since time.Time) float64 {
 	p.t.Helper()
 	series := fmt.Sprintf("%s{%s}", name, labels)
 	expr := fmt.Sprintf("sum(%s and timestamp(%s) > %.3f)", series, series, float64(since.UnixMilli())/1e3)
@@ -144,7 +144,7 @@ func (p *prometheus) total(name, labels string, since time.Time) float64 {
 }
 
 // firing are the alerts that fire.
-func (p *prometheus) firing() []string {
+func (p *promServer) firing() []string {
 	p.t.Helper()
 	var data struct {
 		Alerts []struct {
@@ -223,7 +223,7 @@ func dashboardQueries(t *testing.T) []panelQuery {
 
 // answered says whether a query has an answer with numbers and with what the legend
 // names.
-func (q panelQuery) answered(t *testing.T, p *prometheus) bool {
+func (q panelQuery) answered(t *testing.T, p *promServer) bool {
 	t.Helper()
 	got, err := p.query(q.expr)
 	if err != nil {

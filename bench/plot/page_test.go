@@ -1,4 +1,4 @@
-package bench
+package plot
 
 import (
 	"context"
@@ -16,6 +16,8 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"slipway/bench"
 )
 
 // browser finds a Chromium, or skips the test.
@@ -39,13 +41,11 @@ func TestPageInBrowser(t *testing.T) {
 	if dir == "" {
 		dir = t.TempDir()
 	}
-	for _, tt := range []struct {
-		name   string
-		report *Report
-	}{{"sample", sampleReport()}, {"kinds", kindsReport()}} {
+	for _, name := range []string{"report", "kinds"} {
+		r := testReport(t, name)
 		for _, scheme := range []string{"light", "dark"} {
-			t.Run(tt.name+"-"+scheme, func(t *testing.T) {
-				files, err := tt.report.Render(FormatHTML, "")
+			t.Run(name+"-"+scheme, func(t *testing.T) {
+				files, err := Render(r, bench.Output{Format: bench.FormatHTML})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -53,8 +53,8 @@ func TestPageInBrowser(t *testing.T) {
 				if err := os.WriteFile(path, files[0].Data, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				picture := inspect(t, chromium, path, scheme, tt.report)
-				if err := os.WriteFile(filepath.Join(dir, tt.name+"-"+scheme+".png"), picture, 0o600); err != nil {
+				picture := inspect(t, chromium, path, scheme, r)
+				if err := os.WriteFile(filepath.Join(dir, name+"-"+scheme+".png"), picture, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -63,7 +63,7 @@ func TestPageInBrowser(t *testing.T) {
 }
 
 // inspect opens a page and returns a picture of it.
-func inspect(t *testing.T, chromium, path, scheme string, r *Report) []byte {
+func inspect(t *testing.T, chromium, path, scheme string, r *bench.Report) []byte {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.WindowSize(1100, 900),
 		// Chromium's own sandbox does not start for root.
@@ -137,13 +137,13 @@ func inspect(t *testing.T, chromium, path, scheme string, r *Report) []byte {
 		counts[mark]++
 	}
 	for _, c := range r.Cells {
-		samples := len(c.counted())
-		if samples == 0 {
+		if c.Summary == nil {
 			if n := counts["bar "+c.ID()]; n > 0 {
 				t.Errorf("%s was not measured and has %d bars", c.ID(), n)
 			}
 			continue
 		}
+		samples := c.Summary.Samples
 		if counts["bar "+c.ID()] == 0 || counts["interval "+c.ID()] == 0 || counts["sample "+c.ID()] < samples {
 			t.Errorf("%s has %d bars, %d intervals, %d dots for %d samples", c.ID(),
 				counts["bar "+c.ID()], counts["interval "+c.ID()], counts["sample "+c.ID()], samples)
