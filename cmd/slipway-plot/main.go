@@ -27,10 +27,11 @@ const badInput = 2
 func main() {
 	// What is being written when a signal comes is written whole.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
+	err := newCommand().ExecuteContext(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "slipway-plot: %v\n", err)
-		os.Exit(badInput) //nolint:gocritic // stop is for a program that goes on
+		os.Exit(badInput)
 	}
 }
 
