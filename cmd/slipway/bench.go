@@ -164,7 +164,12 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 			return err
 		}
 		defer file.Discard()
-		save = func(r *bench.Report) error { return errors.Join(r.WriteJSON(file), file.Finish()) }
+		save = func(r *bench.Report) error {
+			if err := r.WriteJSON(file); err != nil {
+				return err
+			}
+			return file.Finish()
+		}
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
