@@ -36,7 +36,7 @@ func gvproxyWith(ctx context.Context, b *bed, l *lane) (socket string, err error
 	if err := b.run(l, []string{l.program, "-mtu", mtu, "-ssh-port", "-1", "-listen", "unix://" + socket}, ""); err != nil {
 		return "", err
 	}
-	if err := l.drivers[0].await(ctx, accepting(ctx, "unix:"+socket)); err != nil {
+	if err := l.drivers[0].await(ctx, until(ctx, func() bool { return listens("unix:" + socket) })); err != nil {
 		return "", err
 	}
 	forwarder := in(enter, b.programs["gvforwarder"], "-preexisting", "-iface", "tap0", "-mtu", mtu, "-stop-if-exist", "", "-url", "unix://"+socket)

@@ -2,13 +2,10 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 )
 
 // pastaWith starts pasta on a new container. It gets the addresses of the others, its
@@ -36,33 +33,11 @@ func pastaWith(ctx context.Context, b *bed, l *lane, tcpPorts ...string) error {
 	if err := b.run(l, args, ""); err != nil {
 		return err
 	}
-	return l.drivers[0].await(ctx, written(ctx, started))
-}
-
-// written is closed when there is something in a file. pasta writes its pid file when it
-// is ready, and offers no other sign.
-func written(ctx context.Context, path string) <-chan struct{} {
-	ready := make(chan struct{})
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	go func() {
-		defer cancel()
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			if info, err := os.Stat(path); err == nil && info.Size() > 0 {
-				close(ready)
-				return
-			} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return ready
+	// pasta writes its pid file when it is ready, and offers no other sign.
+	return l.drivers[0].await(ctx, until(ctx, func() bool {
+		info, err := os.Stat(started)
+		return err == nil && info.Size() > 0
+	}))
 }
 
 func pastaStart(ctx context.Context, b *bed, l *lane) error {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // rootlessKitWith starts RootlessKit as rootless Docker does, but that the host's
@@ -62,32 +61,5 @@ func rootlessKitPublish(ctx context.Context, b *bed, l *lane) error {
 	l.toContainer(b.enter(l.container))
 	// The ports are published after the command has started.
 	p := l.drivers[0]
-	return p.await(ctx, accepting(ctx, l.dest.String(), l.other.String()))
-}
-
-// accepting is closed when connections to all of the addresses are accepted.
-func accepting(ctx context.Context, addresses ...string) <-chan struct{} {
-	ready := make(chan struct{})
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	go func() {
-		defer cancel()
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			ok := true
-			for _, a := range addresses {
-				ok = ok && listens(a)
-			}
-			if ok {
-				close(ready)
-				return
-			}
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return ready
+	return p.await(ctx, until(ctx, func() bool { return listens(l.dest.String()) && listens(l.other.String()) }))
 }

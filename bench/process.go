@@ -181,3 +181,24 @@ func lastWords(out []byte) string {
 	}
 	return joined
 }
+
+// until is closed once met says so, for what nothing announces; after startTimeout nobody
+// asks any more.
+func until(ctx context.Context, met func() bool) <-chan struct{} {
+	ready := make(chan struct{})
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	go func() {
+		defer cancel()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for !met() {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		close(ready)
+	}()
+	return ready
+}
