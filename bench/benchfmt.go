@@ -42,7 +42,9 @@ func (r *Report) writeBenchfmt(w io.Writer) error {
 			if s.Latency != nil {
 				add(s.Latency.P50, "p50-sec")
 				add(s.Latency.P99, "p99-sec")
-				add(s.Latency.P999, "p99.9-sec")
+				if s.Latency.P999 > 0 {
+					add(s.Latency.P999, "p99.9-sec")
+				}
 			}
 			if s.Bytes > 0 {
 				gigabytes := float64(s.Bytes) / 1e9

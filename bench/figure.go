@@ -170,7 +170,7 @@ func (r *Report) sectionFigure(s section) *Figure {
 			b.Text += fmt.Sprintf(" (%s)", times(c.Summary.Gap))
 		}
 		if l := c.Summary.Latency; l != nil {
-			b.Text += fmt.Sprintf(", p99 %s, p99.9 %s", UnitSeconds.format(l.P99), UnitSeconds.format(l.P999))
+			b.Text += ", " + l.tail()
 		}
 		if c.Defect != "" {
 			b.Text += ", known defect"

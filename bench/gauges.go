@@ -148,7 +148,11 @@ func (c Cell) collect(ch chan<- prometheus.Metric, r *Report) {
 				sum += sample.Latency.P50
 			}
 		}
-		ch <- prometheus.MustNewConstSummary(latencyGauge, n, sum, map[float64]float64{0.5: l.P50, 0.99: l.P99, 0.999: l.P999}, labels...)
+		quantiles := map[float64]float64{0.5: l.P50, 0.99: l.P99}
+		if l.P999 > 0 {
+			quantiles[0.999] = l.P999
+		}
+		ch <- prometheus.MustNewConstSummary(latencyGauge, n, sum, quantiles, labels...)
 	}
 }
 

@@ -147,9 +147,19 @@ type Sample struct {
 
 // Latency of the requests of one measurement, in seconds.
 type Latency struct {
-	P50  float64 `json:"p50"`
-	P99  float64 `json:"p99"`
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	// P999 is 0 where it is not known: wrk does not say it.
 	P999 float64 `json:"p999"`
+}
+
+// tail is what is known beyond the median.
+func (l Latency) tail() string {
+	text := "p99 " + UnitSeconds.format(l.P99)
+	if l.P999 > 0 {
+		text += ", p99.9 " + UnitSeconds.format(l.P999)
+	}
+	return text
 }
 
 // Skip is a driver that was not measured, and why.

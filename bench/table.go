@@ -180,8 +180,7 @@ func (c Cell) notes() []string {
 	var notes []string
 	if s := c.Summary; s != nil {
 		if l := s.Latency; l != nil {
-			notes = append(notes, fmt.Sprintf("p50 %s, p99 %s, p99.9 %s",
-				UnitSeconds.format(l.P50), UnitSeconds.format(l.P99), UnitSeconds.format(l.P999)))
+			notes = append(notes, fmt.Sprintf("p50 %s, %s", UnitSeconds.format(l.P50), l.tail()))
 		}
 		if s.Loss > 0 {
 			notes = append(notes, "lost "+percent(s.Loss))
