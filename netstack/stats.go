@@ -163,8 +163,8 @@ type Stats struct {
 	// HandshakesFailed counts flows whose guest went away before its handshake
 	// was done.
 	HandshakesFailed uint64
-	// Reassembled counts UDP and echo messages that came in fragments and were put
-	// together.
+	// Reassembled counts UDP and echo messages that gVisor put together of fragments:
+	// UDP only of those with IPv4 options or IPv6 extension headers.
 	Reassembled uint64
 	// DialErrors counts failed dials by cause. The causes are a fixed set.
 	DialErrors map[string]uint64

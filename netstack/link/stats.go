@@ -49,8 +49,8 @@ type Stats struct {
 	TxPackets, TxBytes uint64
 	// Dropped counts frames by reason. The reasons are a fixed set.
 	Dropped map[string]uint64
-	// RxFragments counts the fragments of IP packets that were passed on to be put
-	// together.
+	// RxFragments counts the fragments of IP packets that gVisor got to put together: those that no
+	// handler took.
 	RxFragments uint64
 	// Neighbours are addresses of the guest that were seen elsewhere than at its expected
 	// Ethernet address, NeighboursForgotten those that made room for others.

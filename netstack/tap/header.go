@@ -21,7 +21,7 @@ const (
 const (
 	GSONone  = 0
 	GSOTCPv4 = 1
-	GSOUDP   = 3 // UFO: IPv4 fragmentation offload; never asked for
+	GSOUDP   = 3 // UFO: a datagram to be cut into fragments of GSOSize bytes; never asked for, taken by Linux 4.15
 	GSOTCPv6 = 4
 	GSOUDPL4 = 5 // USO: one header, many datagrams of GSOSize bytes
 	GSOECN   = 0x80

@@ -25,6 +25,7 @@ const (
 	prohibited grievance = iota
 	unreachable
 	timeExceeded
+	incomplete // fragments of it are missing
 )
 
 // refuse counts a datagram that Config.Route refused and tells the guest.
@@ -55,6 +56,8 @@ func (n *NAT) complain(why grievance, quote []byte) {
 		n.sendError(wire.HostUnreachable(from, quote))
 	case timeExceeded:
 		n.sendError(wire.TimeExceeded(from, quote))
+	case incomplete:
+		n.sendError(wire.ReassemblyTimeExceeded(from, quote))
 	}
 }
 

@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,7 @@ func (n *NAT) emit(s *wire.Scratch, t *traffic, from, to netip.AddrPort, payload
 		segment = max(len(payload), 1)
 	}
 	if len(payload) > segment && n.merges(from) && wire.HeaderLen(to.Addr())+wire.UDPLen+segment <= n.link.MTU {
-		n.written(t, n.partial(s, from, to, payload, segment), payload, segment)
+		n.written(t, n.partial(s, from, to, payload, tap.GSOUDPL4, segment), payload, segment)
 		return
 	}
 	for {
@@ -51,8 +52,17 @@ func (n *NAT) written(t *traffic, err error, payload []byte, segment int) {
 
 func (n *NAT) emitOne(s *wire.Scratch, from, to netip.AddrPort, payload []byte) error {
 	length := wire.UDPLen + len(payload)
-	if n.offload&unix.TUN_F_CSUM != 0 && wire.HeaderLen(to.Addr())+length <= n.link.MTU {
-		return n.partial(s, from, to, payload, 0)
+	if n.offload&unix.TUN_F_CSUM != 0 {
+		if wire.HeaderLen(to.Addr())+length <= n.link.MTU {
+			return n.partial(s, from, to, payload, tap.GSONone, 0)
+		}
+		if !n.cutsOwn.Load() {
+			err := n.partial(s, from, to, payload, tap.GSOUDP, n.fragmentSize(to.Addr()))
+			if !errors.Is(err, unix.EINVAL) {
+				return err
+			}
+			n.cutsOwn.Store(true)
+		}
 	}
 	// A fragment cannot leave its checksum to the kernel: it spans all of them.
 	u := s.Transport()
@@ -62,19 +72,31 @@ func (n *NAT) emitOne(s *wire.Scratch, from, to netip.AddrPort, payload []byte) 
 	return n.link.Packet(s, from.Addr(), to.Addr(), wire.ProtoUDP, ttlToGuest, u, payload)
 }
 
-// partial writes one frame whose checksum the kernel completes, and which it cuts
-// into segments unless segment is 0.
-func (n *NAT) partial(s *wire.Scratch, from, to netip.AddrPort, payload []byte, segment int) error {
+// fragmentSize is what fits a fragment to a, IP's headers not counted: the segment size of a
+// datagram above the MTU. The guest's kernel takes such a frame whole. Only where it forwards the
+// datagram over another link does it make fragments, as if they had come like that
+// (inet_gso_segment in net/ipv4/af_inet.c, udp6_ufo_fragment in net/ipv6/udp_offload.c); an IPv6
+// packet above the MTU that is no such segment it would refuse to forward.
+func (n *NAT) fragmentSize(a netip.Addr) int {
+	header := wire.IPv4Len
+	if !a.Is4() {
+		header = wire.IPv6Len + wire.FragmentLen
+	}
+	return (n.link.MTU - header) &^ 7
+}
+
+// partial writes one frame whose checksum the kernel completes, and which it cuts, where it has
+// to, in the way of kind, one of tap.GSO*, into pieces of size bytes.
+func (n *NAT) partial(s *wire.Scratch, from, to netip.AddrPort, payload []byte, kind uint8, size int) error {
 	length := wire.UDPLen + len(payload)
 	start := wire.EthernetLen + wire.HeaderLen(to.Addr())
 	h := tap.Header{
 		Flags:      tap.FlagNeedsCsum,
+		GSOType:    kind,
 		HdrLen:     uint16(start + wire.UDPLen),
+		GSOSize:    uint16(size),
 		CsumStart:  uint16(start),
 		CsumOffset: 6,
-	}
-	if segment > 0 {
-		h.GSOType, h.GSOSize = tap.GSOUDPL4, uint16(segment)
 	}
 	u := s.Transport()
 	wire.PutUDP(u, from.Port(), to.Port(), length, wire.PseudoSum(from.Addr(), to.Addr(), wire.ProtoUDP, length))

@@ -141,14 +141,19 @@ type NAT struct {
 	pace      *pace.Limiter // of sessions
 	scratch   sync.Pool     // of *wire.Scratch, off the poller
 
+	// cutsOwn is set once the kernel has refused a datagram above the MTU in one frame, as Linux
+	// 4.14 does: it gets fragments from then on.
+	cutsOwn atomic.Bool
+
 	now    atomic.Int64 // nanoseconds since started, as of the poller's last wake-up
 	closed atomic.Bool
 	done   chan struct{}
 	poller *poller
 
-	table   [shards]shard
-	pending pending
-	count   counters
+	table       [shards]shard
+	pending     pending
+	reassembler reassembler
+	count       counters
 
 	published published
 }
@@ -200,6 +205,7 @@ func New(cfg Config) (*NAT, error) {
 	for i := range n.table {
 		n.table[i].init()
 	}
+	n.reassembler.count = &n.count
 	n.published.init()
 	go n.run()
 	return n, nil
@@ -236,21 +242,63 @@ func (n *NAT) Close() error {
 // stack's. It neither blocks nor keeps the frame.
 func (n *NAT) Input(h tap.Header, frame []byte) bool {
 	d, v := parse(h, frame)
-	switch v {
-	case notOurs:
+	if v == notOurs {
+		return n.inputFragment(h, frame)
+	}
+	n.take(&d, v)
+	return true
+}
+
+// inputFragment is Input for what may be a fragment.
+func (n *NAT) inputFragment(h tap.Header, frame []byte) bool {
+	f, v := parseFragment(frame)
+	if v == notOurs {
 		return false
-	case malformed:
+	}
+	if v == malformed || h.GSOType != tap.GSONone {
 		n.count.malformed.Add(1)
 		return true
-	case corrupt:
-		n.count.checksum.Add(1)
-		return true
-	case multicast:
-		n.count.multicast.Add(uint64(d.count()))
+	}
+	n.count.fragments.Add(1)
+	// The poller sleeps while there is nothing that ages.
+	asleep := n.ageing() == 0
+	if asleep {
+		n.now.Store(int64(n.clock()))
+	}
+	p := n.reassembler.add(&f, frame, time.Duration(n.now.Load()))
+	if p == nil {
+		if asleep {
+			n.poller.signal()
+		}
 		return true
 	}
-	if n.reply(&d) {
-		return true
+	n.count.reassembled.Add(1)
+	d, v := parse(tap.Header{}, p.frame())
+	n.take(&d, v)
+	n.reassembler.done(p)
+	return true
+}
+
+// ageing is how much there is that sweeps end.
+func (n *NAT) ageing() uint64 {
+	return n.count.nat.open.Load() + n.count.pub.open.Load() + uint64(n.reassembler.waiting.Load())
+}
+
+// take is the way of a datagram from the guest.
+func (n *NAT) take(d *datagram, v verdict) {
+	switch v {
+	case malformed, notOurs:
+		n.count.malformed.Add(1)
+		return
+	case corrupt:
+		n.count.checksum.Add(1)
+		return
+	case multicast:
+		n.count.multicast.Add(uint64(d.count()))
+		return
+	}
+	if n.reply(d) {
+		return
 	}
 	now := n.now.Load()
 	s := n.session(d.src)
@@ -258,18 +306,17 @@ func (n *NAT) Input(h tap.Header, frame []byte) bool {
 	if s != nil {
 		var hop hop
 		var ok bool
-		if hop, found, ok = s.known(d.dst, now); ok && !n.expires(&d) {
+		if hop, found, ok = s.known(d.dst, now); ok && !n.expires(d) {
 			s.seen.Store(now)
 			hop.limit(d.ttl)
-			s.out.send(&hop, &d)
-			return true
+			s.out.send(&hop, d)
+			return
 		}
 	}
-	if !found && n.offered(&d) {
-		return true
+	if !found && n.offered(d) {
+		return
 	}
-	n.first(s, &d)
-	return true
+	n.first(s, d)
 }
 
 // expires reports whether a datagram may go no further than to us, a router on its

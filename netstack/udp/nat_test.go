@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -278,7 +279,8 @@ func TestRunsFromHostArriveAsOneFrame(t *testing.T) {
 		{"USO", allUSO, 1000, 1},
 		{"checksums only", unix.TUN_F_CSUM, 1000, 10},
 		{"plain frames", 0, 1000, 10},
-		{"segments above the MTU", allUSO, 3000, 30},
+		{"segments above the MTU", allUSO, 3000, 10},
+		{"segments above the MTU in plain frames", 0, 3000, 30},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := newGuest()
@@ -312,7 +314,11 @@ func TestRunsFromHostArriveAsOneFrame(t *testing.T) {
 			for len(got) < len(payload) {
 				w := g.next(t)
 				frames++
-				if w.h.GSOType == 0 && tt.segment > 1472 {
+				if tt.offload != 0 && tt.segment > 1472 {
+					if w.h.GSOType != tap.GSOUDP || w.h.GSOSize != 1480 {
+						t.Fatalf("header %+v of a datagram above the MTU", w.h)
+					}
+				} else if tt.segment > 1472 {
 					w = fragments.add(t, w)
 					if w.frame == nil {
 						continue
@@ -387,36 +393,66 @@ func (r *reassembly) add(t *testing.T, w written) written {
 	return written{w.h, whole}
 }
 
-func TestLargeDatagramsAreFragmented(t *testing.T) {
+// A datagram above the MTU is one frame where the kernel takes that, with the size of the fragments
+// that it shall become behind the guest, and fragments everywhere else.
+func TestLargeDatagrams(t *testing.T) {
 	for _, family := range []struct {
 		name, server   string
 		guest, gateway netip.Addr
 		max            int
-	}{{"IPv4", "127.0.0.1:0", guest4, gateway4, 65507}, {"IPv6", "[::1]:0", guest6, gateway6, 65487}} {
-		t.Run(family.name, func(t *testing.T) {
-			g := newGuest()
-			n := newNAT(t, testConfig(g))
-			server, addr := hostSocket(t, family.server)
-			src, dst := at(family.guest, 4000), at(family.gateway, addr.Port())
-			in(t, n, udpFrame(src, dst, []byte("x")))
-			_, from := read(t, server)
-			for _, size := range []int{1473, 2952, 8192, family.max} {
-				payload := make([]byte, size)
-				for i := range payload {
-					payload[i] = byte(i * 13)
+		segment        uint16
+	}{{"IPv4", "127.0.0.1:0", guest4, gateway4, 65507, 1480}, {"IPv6", "[::1]:0", guest6, gateway6, 65487, 1448}} {
+		for _, device := range []struct {
+			name    string
+			offload tap.Offload
+			refuses bool
+			whole   bool
+		}{{"offloads", allUSO, false, true}, {"plain frames", 0, false, false}, {"an old kernel", unix.TUN_F_CSUM, true, false}} {
+			t.Run(family.name+" "+device.name, func(t *testing.T) {
+				g := newGuest()
+				cfg := testConfig(g)
+				cfg.Offload = device.offload
+				var refused atomic.Int32
+				cfg.Write = func(h tap.Header, frame [][]byte) error {
+					if device.refuses && h.GSOType == tap.GSOUDP {
+						refused.Add(1)
+						return unix.EINVAL
+					}
+					return g.write(h, frame)
 				}
-				writeTo(t, server, payload, from)
-				var r reassembly
-				var w written
-				for w.frame == nil {
-					w = r.add(t, g.next(t))
+				n := newNAT(t, cfg)
+				server, addr := hostSocket(t, family.server)
+				src, dst := at(family.guest, 4000), at(family.gateway, addr.Port())
+				in(t, n, udpFrame(src, dst, []byte("x")))
+				_, from := read(t, server)
+				for _, size := range []int{1473, 2952, 8192, family.max} {
+					payload := make([]byte, size)
+					for i := range payload {
+						payload[i] = byte(i * 13)
+					}
+					writeTo(t, server, payload, from)
+					var r reassembly
+					w := g.next(t)
+					if w.h.GSOType == tap.GSOUDP && w.h.GSOSize == family.segment && device.whole {
+						w.h.GSOType = tap.GSONone
+					} else {
+						for w = r.add(t, w); w.frame == nil; {
+							w = r.add(t, g.next(t))
+						}
+					}
+					want := []delivered{{dst, src, payload}}
+					if diff := cmp.Diff(want, w.open(t), sameAddr); diff != "" {
+						t.Errorf("%d bytes (-want +got):\n%s", size, diff)
+					}
 				}
-				want := []delivered{{dst, src, payload}}
-				if diff := cmp.Diff(want, w.open(t), sameAddr); diff != "" {
-					t.Errorf("%d bytes (-want +got):\n%s", size, diff)
+				if device.refuses && refused.Load() != 1 {
+					t.Errorf("the kernel was asked %d times", refused.Load())
 				}
-			}
-		})
+				if s := n.Stats(); s.TxDatagrams != 4 || s.Dropped != (Dropped{}) {
+					t.Errorf("stats %+v", s)
+				}
+			})
+		}
 	}
 }
 
@@ -902,11 +938,18 @@ func TestAllocations(t *testing.T) {
 	in(t, n, f)
 	_, from := read(t, server)
 	h := tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOUDPL4, GSOSize: 100}
+	fragments := split(udpFrame(at(guest4, 4000), at(gateway4, addr.Port()), make([]byte, 8192)), 1480)
 	for name, run := range map[string]func(){
 		"one datagram": func() { n.Input(tap.Header{}, f); n.Flush() },
 		"a run":        func() { n.Input(h, f) },
 		"a batch": func() {
 			for range 10 {
+				n.Input(tap.Header{}, f)
+			}
+			n.Flush()
+		},
+		"fragments": func() {
+			for _, f := range fragments {
 				n.Input(tap.Header{}, f)
 			}
 			n.Flush()

@@ -154,6 +154,11 @@ func seed(f *testing.F) {
 		s.h.Put(b)
 		f.Add(append(b, s.frame...))
 	}
+	for _, whole := range [][]byte{datagramTo(gateway4, 100), datagramTo(gateway6, 100)} {
+		for _, piece := range split(whole, 48) {
+			f.Add(append(make([]byte, tap.HeaderLen), piece...))
+		}
+	}
 }
 
 func FuzzPacket(f *testing.F) {
@@ -216,6 +221,9 @@ func FuzzInput(f *testing.F) {
 		h, _ := tap.ParseHeader(b, len(b)-tap.HeaderLen)
 		before := n.Stats()
 		_, v := parse(h, b[tap.HeaderLen:])
+		if v == notOurs {
+			_, v = parseFragment(b[tap.HeaderLen:])
+		}
 		took := n.Input(h, b[tap.HeaderLen:])
 		n.Flush()
 		if took != (v != notOurs) {
@@ -227,6 +235,9 @@ func FuzzInput(f *testing.F) {
 		}
 		if after.Sessions > 16 {
 			t.Fatalf("%d sessions", after.Sessions)
+		}
+		if k := n.reassembler.waiting.Load(); k > maxPartial {
+			t.Fatalf("%d datagrams in pieces", k)
 		}
 	})
 }

@@ -137,9 +137,9 @@ func (n *NAT) run() {
 	defer close(n.done)
 	swept := n.clock()
 	for !n.closed.Load() {
-		// Without sessions there is nothing to sweep and no reason to wake up.
+		// Where nothing ages there is nothing to sweep and no reason to wake up.
 		timeout := -1
-		if n.count.nat.open.Load()+n.count.pub.open.Load() > 0 {
+		if n.ageing() > 0 {
 			timeout = int(n.tick / time.Millisecond)
 		}
 		got, err := unix.EpollWait(p.epoll, p.events[:], timeout)

@@ -15,6 +15,8 @@ type Stats struct {
 	TxDatagrams       uint64
 	TxBytes           uint64
 	Local             uint64 // datagrams taken by Config.Local
+	Fragments         uint64 // of datagrams
+	Reassembled       uint64 // datagrams that were put together of them
 	Dropped           Dropped
 	Published         Published
 	ICMPErrors        uint64 // errors sent to the guest
@@ -37,6 +39,8 @@ type Dropped struct {
 	Closed      uint64 // after Close
 	Paced       uint64 // would have begun a session, faster than the guest may
 	Clients     uint64 // of a published port: no address left under which to show the client
+	Refused     uint64 // fragments that were there already, or contradicted others of their datagram
+	Incomplete  uint64 // fragments were missing for too long, or others needed the room
 }
 
 // Published counts what goes over published ports. Rx is from the guest to its
@@ -120,6 +124,8 @@ type counters struct {
 	nat, pub traffic
 	local    atomic.Uint64
 
+	fragments, reassembled, fragmentsRefused, incomplete atomic.Uint64
+
 	malformed, checksum, multicast, denied, unreachable, ttl, socket,
 	buffer, send, filtered, write, closed, paced, clients atomic.Uint64
 
@@ -140,6 +146,8 @@ func (n *NAT) Stats() Stats {
 		TxDatagrams:     p.TxDatagrams,
 		TxBytes:         p.TxBytes,
 		Local:           c.local.Load(),
+		Fragments:       c.fragments.Load(),
+		Reassembled:     c.reassembled.Load(),
 		Dropped: Dropped{
 			Malformed:   c.malformed.Load(),
 			Checksum:    c.checksum.Load(),
@@ -155,6 +163,8 @@ func (n *NAT) Stats() Stats {
 			Closed:      c.closed.Load(),
 			Paced:       c.paced.Load(),
 			Clients:     c.clients.Load(),
+			Refused:     c.fragmentsRefused.Load(),
+			Incomplete:  c.incomplete.Load(),
 		},
 		Published:         c.pub.published(),
 		ICMPErrors:        c.icmp.Load(),

@@ -116,7 +116,8 @@ func (n *NAT) drop(s *session, why reason) {
 	s.close(why)
 }
 
-// sweep ends the sessions and clients that have been idle for too long at now.
+// sweep ends the sessions and clients that have been idle for too long at now, and gives up what is
+// still in pieces.
 func (n *NAT) sweep(now time.Duration) {
 	var idle []*session
 	for i := range n.table {
@@ -137,4 +138,5 @@ func (n *NAT) sweep(now time.Duration) {
 		s.close(expired)
 	}
 	n.sweepClients(now)
+	n.reassembler.expire(now, func(quote []byte) { n.complain(incomplete, quote) })
 }

@@ -16,6 +16,7 @@ const (
 	CodeAddress6    = 3
 	TimeExceeded4   = 11
 	TimeExceeded6   = 3
+	CodeReassembly  = 1 // of both
 
 	maxQuote4 = 576 - IPv4Len - ICMPLen     // RFC 1812 section 4.3.2.3
 	maxQuote6 = MinMTU6 - IPv6Len - ICMPLen // RFC 4443 section 2.4(c)
@@ -52,6 +53,13 @@ func TimeExceeded(from netip.Addr, quote []byte) Error {
 		return Error{From: from, Type: TimeExceeded4, Quote: quote}
 	}
 	return Error{From: from, Type: TimeExceeded6, Quote: quote}
+}
+
+// ReassemblyTimeExceeded is the error about a packet of which fragments have not come.
+func ReassemblyTimeExceeded(from netip.Addr, quote []byte) Error {
+	e := TimeExceeded(from, quote)
+	e.Code = CodeReassembly
+	return e
 }
 
 // Error sends an error message to the sender of the packet that it quotes. It does

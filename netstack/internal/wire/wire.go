@@ -16,6 +16,7 @@ const (
 	EthernetLen = 14
 	IPv4Len     = 20 // without options
 	IPv6Len     = 40
+	FragmentLen = 8 // IPv6's extension header
 	UDPLen      = 8
 	ICMPLen     = 8
 )

@@ -49,7 +49,7 @@ func NewLink(write func(tap.Header, [][]byte) error, gateway, guest net.Hardware
 // Scratch is memory for the headers of one frame at a time. Each goroutine that
 // writes has its own, so that none is allocated for a packet.
 type Scratch struct {
-	head      [EthernetLen + IPv6Len + 8]byte // with room for a fragment header
+	head      [EthernetLen + IPv6Len + FragmentLen]byte // with room for a fragment header
 	transport [8]byte
 	vec       [3][]byte
 }
@@ -105,7 +105,7 @@ func (l *Link) fragments(s *Scratch, src, dst netip.Addr, proto, ttl uint8, tran
 	id := l.identifications.Add(1)
 	header := IPv4Len
 	if !src.Is4() {
-		header = IPv6Len + 8
+		header = IPv6Len + FragmentLen
 	}
 	room := (l.MTU - header) &^ 7 // offsets are in units of 8 bytes
 	end := len(transport) + len(payload)
@@ -126,7 +126,7 @@ func (l *Link) fragments(s *Scratch, src, dst netip.Addr, proto, ttl uint8, tran
 				frag |= 1
 			}
 			PutEthernet(head, l.At(dst), l.Gateway, EtherIPv6)
-			PutIPv6(head[EthernetLen:], src, dst, ProtoFragment, ttl, 8+n)
+			PutIPv6(head[EthernetLen:], src, dst, ProtoFragment, ttl, FragmentLen+n)
 			ext := head[EthernetLen+IPv6Len:]
 			ext[0], ext[1] = proto, 0
 			binary.BigEndian.PutUint16(ext[2:], frag)
