@@ -203,8 +203,10 @@ func TestKernelGuest(t *testing.T) {
 					exchange(server, toHost, n)
 					exchange(c, toGuest, n)
 				}
-				exchange(c, toGuest, 9000)
-				exchange(c, toGuest, 65000)
+				for _, n := range []int{1473, 9000, 65000} {
+					exchange(server, toHost, n)
+					exchange(c, toGuest, n)
+				}
 
 				segmented(t, server, 1000)
 				exchange(c, toGuest, 1000, 1000, 1000, 1000, 500)
@@ -257,4 +259,103 @@ func TestKernelGuestPublished(t *testing.T) {
 	if b, from := read(t, client); string(b) != "pong" || from != bound {
 		t.Errorf("the client got %q from %v, want pong from %v", b, from, bound)
 	}
+}
+
+// A datagram above the MTU goes on behind the guest, as fragments, which the kernel makes there: of
+// IPv6, too, where a router may not; of IPv4 also where the MTU is smaller still.
+func TestKernelGuestForwards(t *testing.T) {
+	for _, mode := range []tap.Mode{tap.Auto, tap.Off} {
+		for _, family := range []struct {
+			name, server            string
+			router, behind, gateway netip.Addr
+			forward                 string
+			mtu                     int
+		}{
+			{"IPv4", "127.0.0.1:0", netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2"), gateway4, "/proc/sys/net/ipv4/ip_forward", 1400},
+			{"IPv6", "[::1]:0", netip.MustParseAddr("fd09::1"), netip.MustParseAddr("fd09::2"), gateway6, "/proc/sys/net/ipv6/conf/all/forwarding", 1500},
+		} {
+			t.Run(string(mode)+" "+family.name, func(t *testing.T) {
+				server, addr := hostSocket(t, family.server)
+				g := newKernelGuest(t, mode)
+				if err := os.WriteFile(family.forward, []byte("1"), 0); err != nil {
+					t.Skipf("no forwarding here: %v", err)
+				}
+				nest(t, family.router, family.behind, family.mtu)
+				c := g.socket(at(family.behind, 0), at(family.gateway, addr.Port()))
+				for _, n := range []int{1, 3000, 9000, 65000} {
+					payload := make([]byte, n)
+					for i := range payload {
+						payload[i] = byte(i * 31)
+					}
+					if _, err := c.Write(payload); err != nil {
+						t.Fatal(err)
+					}
+					b, from := read(t, server)
+					if !bytes.Equal(b, payload) {
+						t.Fatalf("%d bytes from behind the guest: %d came", n, len(b))
+					}
+					writeTo(t, server, payload, from)
+					b, _ = read(t, c)
+					if !bytes.Equal(b, payload) {
+						t.Fatalf("%d bytes to behind the guest: %d came", n, len(b))
+					}
+				}
+				if s := g.nat.Stats(); s.Dropped != (Dropped{}) || s.RxDatagrams != 4 || s.TxDatagrams != 4 {
+					t.Errorf("stats %+v", s)
+				}
+			})
+		}
+	}
+}
+
+// nest moves the test's thread into a namespace behind the one that it is in.
+func nest(t *testing.T, router, behind netip.Addr, mtu int) {
+	t.Helper()
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	outer, err := os.Open("/proc/thread-self/ns/net")
+	must("open namespace", err)
+	defer outer.Close()
+	outside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	must("netlink", err)
+	defer outside.Close()
+	must("unshare", unix.Unshare(unix.CLONE_NEWNET))
+	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	must("netlink", err)
+	defer inside.Close()
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "inner", MTU: mtu}, PeerName: "outer", PeerMTU: uint32(mtu),
+		PeerNamespace: netlink.NsFd(int(outer.Fd())),
+	}
+	if err := inside.LinkAdd(veth); err != nil {
+		t.Skipf("no veth here: %v", err)
+	}
+	length := 24
+	if behind.Is6() {
+		length = 64
+	}
+	end := func(h *netlink.Handle, name string, own netip.Addr) netlink.Link {
+		t.Helper()
+		link, err := h.LinkByName(name)
+		must("find "+name, err)
+		a, err := netlink.ParseAddr(netip.PrefixFrom(own, length).String())
+		must("parse", err)
+		if own.Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		must("add address", h.AddrAdd(link, a))
+		must("set link up", h.LinkSetUp(link))
+		return link
+	}
+	end(outside, "outer", router)
+	link := end(inside, "inner", behind)
+	eventually(t, "the address is local", func() bool {
+		r, err := inside.RouteGet(behind.AsSlice())
+		return err == nil && len(r) == 1 && r[0].Type == unix.RTN_LOCAL
+	})
+	must("add route", inside.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: router.AsSlice()}))
 }
