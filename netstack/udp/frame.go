@@ -22,42 +22,46 @@ func (n *NAT) merges(a netip.AddrPort) bool {
 	return n.offload&unix.TUN_F_USO6 != 0
 }
 
-// emit writes a datagram to the guest, or a run of datagrams of segment bytes.
-func (n *NAT) emit(s *wire.Scratch, t *traffic, from, to netip.AddrPort, payload []byte, segment int) {
-	if segment == 0 {
-		segment = max(len(payload), 1)
-	}
-	if len(payload) > segment && n.merges(from) && wire.HeaderLen(to.Addr())+wire.UDPLen+segment <= n.link.MTU {
-		n.written(t, n.partial(s, from, to, payload, tap.GSOUDPL4, segment), payload, segment)
+// emit writes a datagram to the guest, or a run of datagrams of segment bytes, size in all. Every
+// piece but the last is a multiple of segment.
+func (n *NAT) emit(s *wire.Scratch, t *traffic, from, to netip.AddrPort, pieces [][]byte, size, segment int) {
+	if segment > 0 && size > segment && n.merges(from) && wire.HeaderLen(to.Addr())+wire.UDPLen+segment <= n.link.MTU {
+		n.written(t, n.partial(s, from, to, tap.GSOUDPL4, segment, size, pieces...), size, segment)
 		return
 	}
-	for {
-		b := payload[:min(segment, len(payload))]
-		n.written(t, n.emitOne(s, from, to, b), b, segment)
-		payload = payload[len(b):]
-		if len(payload) == 0 {
-			return
+	for _, payload := range pieces {
+		step := segment
+		if step == 0 {
+			step = max(len(payload), 1)
+		}
+		for {
+			b := payload[:min(step, len(payload))]
+			n.written(t, n.emitOne(s, from, to, b), len(b), step)
+			payload = payload[len(b):]
+			if len(payload) == 0 {
+				break
+			}
 		}
 	}
 }
 
-func (n *NAT) written(t *traffic, err error, payload []byte, segment int) {
-	count := max((len(payload)+segment-1)/segment, 1)
+func (n *NAT) written(t *traffic, err error, size, segment int) {
+	count := max((size+segment-1)/segment, 1)
 	if err != nil {
 		n.count.write.Add(uint64(count))
 		return
 	}
-	t.delivered(count, len(payload))
+	t.delivered(count, size)
 }
 
 func (n *NAT) emitOne(s *wire.Scratch, from, to netip.AddrPort, payload []byte) error {
 	length := wire.UDPLen + len(payload)
 	if n.offload&unix.TUN_F_CSUM != 0 {
 		if wire.HeaderLen(to.Addr())+length <= n.link.MTU {
-			return n.partial(s, from, to, payload, tap.GSONone, 0)
+			return n.partial(s, from, to, tap.GSONone, 0, len(payload), payload)
 		}
 		if !n.cutsOwn.Load() {
-			err := n.partial(s, from, to, payload, tap.GSOUDP, n.fragmentSize(to.Addr()))
+			err := n.partial(s, from, to, tap.GSOUDP, n.fragmentSize(to.Addr()), len(payload), payload)
 			if !errors.Is(err, unix.EINVAL) {
 				return err
 			}
@@ -86,19 +90,19 @@ func (n *NAT) fragmentSize(a netip.Addr) int {
 }
 
 // partial writes one frame whose checksum the kernel completes, and which it cuts, where it has
-// to, in the way of kind, one of tap.GSO*, into pieces of size bytes.
-func (n *NAT) partial(s *wire.Scratch, from, to netip.AddrPort, payload []byte, kind uint8, size int) error {
-	length := wire.UDPLen + len(payload)
+// to, in the way of kind, one of tap.GSO*, into segments. The payload is size bytes in pieces.
+func (n *NAT) partial(s *wire.Scratch, from, to netip.AddrPort, kind uint8, segment, size int, pieces ...[]byte) error {
+	length := wire.UDPLen + size
 	start := wire.EthernetLen + wire.HeaderLen(to.Addr())
 	h := tap.Header{
 		Flags:      tap.FlagNeedsCsum,
 		GSOType:    kind,
 		HdrLen:     uint16(start + wire.UDPLen),
-		GSOSize:    uint16(size),
+		GSOSize:    uint16(segment),
 		CsumStart:  uint16(start),
 		CsumOffset: 6,
 	}
 	u := s.Transport()
 	wire.PutUDP(u, from.Port(), to.Port(), length, wire.PseudoSum(from.Addr(), to.Addr(), wire.ProtoUDP, length))
-	return n.link.Frame(s, h, from.Addr(), to.Addr(), wire.ProtoUDP, ttlToGuest, u, payload)
+	return n.link.Frame(s, h, from.Addr(), to.Addr(), wire.ProtoUDP, ttlToGuest, u, pieces...)
 }

@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// messageMax is the most that one recvmsg returns, a whole UDP_GRO run included.
-	messageMax = 65536
 	// runMax bounds the payload of a run, so that it fits an IP packet of either family.
 	runMax = 65535 - wire.IPv6Len - wire.UDPLen
 	// budget is how many messages are read of one socket before the others have their turn.
@@ -36,8 +34,9 @@ type poller struct {
 	// The following fields are the goroutine's own.
 	events  [128]unix.EpollEvent
 	ready   [128]*socket
-	buf     []byte
-	message message
+	inbox   *inbox
+	run     pendingRun
+	failure message
 	problem sendError
 	scratch wire.Scratch
 }
@@ -57,7 +56,7 @@ func newPoller() (*poller, error) {
 		unix.Close(wake)
 		return nil, fmt.Errorf("epoll_ctl: %w", err)
 	}
-	return &poller{epoll: epoll, wake: wake, sockets: make(map[int32]*socket), buf: make([]byte, 2*messageMax)}, nil
+	return &poller{epoll: epoll, wake: wake, sockets: make(map[int32]*socket), inbox: newInbox()}, nil
 }
 
 // add takes a descriptor over; it is closed on failure, too.
@@ -176,9 +175,9 @@ func (n *NAT) run() {
 
 // drainErrors reads the error queue of a socket.
 func (p *poller) drainErrors(s *socket) {
-	m := &p.message
+	m := &p.failure
 	for range budget {
-		if err := s.receive(m, p.buf[:messageMax], unix.MSG_ERRQUEUE); err != nil {
+		if err := s.receiveError(m, p.inbox.buf[:messageMax]); err != nil {
 			return
 		}
 		if m.readError(&p.problem) {
@@ -191,56 +190,65 @@ func (p *poller) drainErrors(s *socket) {
 // same two addresses, of which only the last may be shorter.
 type pendingRun struct {
 	from, to netip.AddrPort
-	start    int
-	end      int
+	pieces   [wire.MaxPieces][]byte // messages, of one or more datagrams each
+	n        int                    // of pieces
+	size     int                    // bytes
 	segment  int
-	count    int
+	count    int  // datagrams
 	short    bool // ends with a shorter datagram
 }
 
 // drain reads what a socket has and writes it to the guest, as few frames as it can be.
 func (n *NAT) drain(s *socket) {
-	p, m := n.poller, &n.poller.message
-	var run pendingRun
-	off := 0
-	for range budget {
-		if off+messageMax > len(p.buf) {
-			n.deliver(s, &run)
-			off = 0
-		}
-		err := s.receive(m, p.buf[off:off+messageMax], 0)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, errClosed) {
-			break
-		}
-		if err != nil {
-			continue // an ICMP error that is pending: its turn comes by the error queue
-		}
-		m.readControl()
-		from, to, ok := s.owner.accept(m)
-		if !ok {
+	in := n.poller.inbox
+	for left := budget; left > 0; {
+		want := min(in.want(), left)
+		got, err := in.receive(s, want)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, errClosed):
+			return
+		case err != nil:
+			left-- // an ICMP error that is pending: its turn comes by the error queue
 			continue
 		}
-		segment, count := m.n, 1
-		if m.segment > 0 {
-			segment, count = m.segment, (m.n+m.segment-1)/m.segment
+		for i := range got {
+			n.collect(s, &in.messages[i], in.payload(i))
 		}
-		joins := run.count > 0 && n.merges(from) && from == run.from && to == run.to && !run.short &&
-			m.n > 0 && segment <= run.segment && (segment == run.segment || count == 1) &&
-			run.count+count <= maxSegments && run.end-run.start+m.n <= runMax
-		if !joins {
-			n.deliver(s, &run)
-			run = pendingRun{from: from, to: to, start: off, segment: segment}
+		n.deliver(s) // what comes next takes its memory
+		if left -= got; got < want {
+			return
 		}
-		off += m.n
-		run.end = off
-		run.count += count
-		run.short = m.n == 0 || segment < run.segment || m.n%segment != 0
 	}
-	n.deliver(s, &run)
 }
 
-// deliver writes a run and empties it.
-func (n *NAT) deliver(s *socket, r *pendingRun) {
+// collect adds a message to the run, or begins another.
+func (n *NAT) collect(s *socket, m *message, payload []byte) {
+	from, to, ok := s.owner.accept(m)
+	if !ok {
+		return
+	}
+	r := &n.poller.run
+	segment, count := m.n, 1
+	if m.segment > 0 {
+		segment, count = m.segment, (m.n+m.segment-1)/m.segment
+	}
+	joins := r.count > 0 && n.merges(from) && from == r.from && to == r.to && !r.short &&
+		m.n > 0 && segment <= r.segment && (segment == r.segment || count == 1) &&
+		r.n < len(r.pieces) && r.count+count <= maxSegments && r.size+m.n <= runMax
+	if !joins {
+		n.deliver(s)
+		r.from, r.to, r.segment = from, to, segment
+	}
+	r.pieces[r.n] = payload
+	r.n++
+	r.size += m.n
+	r.count += count
+	r.short = m.n == 0 || segment < r.segment || m.n%segment != 0
+}
+
+// deliver writes the run and empties it.
+func (n *NAT) deliver(s *socket) {
+	r := &n.poller.run
 	if r.count == 0 {
 		return
 	}
@@ -252,6 +260,6 @@ func (n *NAT) deliver(s *socket, r *pendingRun) {
 	if l, ok := s.owner.(*listener); ok {
 		t = &l.pub.count
 	}
-	n.emit(&n.poller.scratch, t, r.from, r.to, n.poller.buf[r.start:r.end], segment)
-	*r = pendingRun{}
+	n.emit(&n.poller.scratch, t, r.from, r.to, r.pieces[:r.n], r.size, segment)
+	r.n, r.size, r.count = 0, 0, 0
 }

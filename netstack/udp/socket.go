@@ -112,7 +112,7 @@ func (s *socket) send(name *sockaddr, c *control, payload []byte, segment int) e
 var errClosed = errors.New("socket is closed")
 
 // message is what was received: where from, on which of our addresses, and whether
-// it is a run of datagrams. The poller has one and uses it again.
+// it is a run of datagrams. The poller uses its messages again.
 type message struct {
 	name    sockaddr
 	src     netip.AddrPort
@@ -121,38 +121,51 @@ type message struct {
 	segment int // 0: one datagram
 	n       int
 
-	control [256]byte
-	iov     unix.Iovec
-	msg     unix.Msghdr
+	control  [256]byte
+	controls int // bytes of control
+	iov      unix.Iovec
 }
 
-// receive reads one message into b. It returns EAGAIN when there is none.
-func (s *socket) receive(m *message, b []byte, flags int) error {
+// aim makes h receive m into b.
+func (m *message) aim(h *unix.Msghdr, b []byte) {
 	m.iov.Base = &b[0]
 	m.iov.SetLen(len(b))
-	m.msg = unix.Msghdr{Name: &m.name.raw[0], Namelen: uint32(len(m.name.raw)), Iov: &m.iov, Control: &m.control[0]}
-	m.msg.SetIovlen(1)
-	m.msg.SetControllen(len(m.control))
+	*h = unix.Msghdr{Name: &m.name.raw[0], Namelen: uint32(len(m.name.raw)), Iov: &m.iov, Control: &m.control[0]}
+	h.SetIovlen(1)
+	h.SetControllen(len(m.control))
+}
+
+// took takes over what h says of the n bytes that have come.
+func (m *message) took(h *unix.Msghdr, n int) {
+	m.n = n
+	m.name.n = uint8(h.Namelen)
+	m.src = m.name.addrPort()
+	m.controls = min(int(h.Controllen), len(m.control))
+	m.local, m.ifindex, m.segment = netip.Addr{}, 0, 0
+}
+
+// receiveError reads one message of the error queue (ip(7) IP_RECVERR) into b. It returns EAGAIN when
+// there is none.
+func (s *socket) receiveError(m *message, b []byte) error {
+	var h unix.Msghdr
+	m.aim(&h, b)
 	s.mu.RLock()
 	if s.fd < 0 {
 		s.mu.RUnlock()
 		return errClosed
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m.msg)), uintptr(flags))
+	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&h)), unix.MSG_ERRQUEUE)
 	s.mu.RUnlock()
 	if errno != 0 {
 		return errno
 	}
-	m.n = int(n)
-	m.name.n = uint8(m.msg.Namelen)
-	m.src = m.name.addrPort()
-	m.local, m.ifindex, m.segment = netip.Addr{}, 0, 0
+	m.took(&h, int(n))
 	return nil
 }
 
 // each calls f with every control message of m.
 func (m *message) each(f func(level, kind int32, data []byte)) {
-	b := m.control[:min(int(m.msg.Controllen), len(m.control))]
+	b := m.control[:m.controls]
 	for len(b) >= cmsgHeader {
 		n := binary.NativeEndian.Uint64(b)
 		if n < cmsgHeader || n > uint64(len(b)) {

@@ -51,17 +51,24 @@ func NewLink(write func(tap.Header, [][]byte) error, gateway, guest net.Hardware
 type Scratch struct {
 	head      [EthernetLen + IPv6Len + FragmentLen]byte // with room for a fragment header
 	transport [8]byte
-	vec       [3][]byte
+	vec       [2 + MaxPieces][]byte
 }
+
+// MaxPieces is in how many pieces a payload may be.
+const MaxPieces = 60
 
 // Transport is where a transport header may be built that is then given to
 // [Link.Packet] with the same Scratch.
 func (s *Scratch) Transport() []byte { return s.transport[:] }
 
-// Frame writes one frame: Ethernet and IP headers for transport and payload, and
-// the virtio-net header as given. Whether it fits the MTU is the caller's business.
-func (l *Link) Frame(s *Scratch, h tap.Header, src, dst netip.Addr, proto, ttl uint8, transport, payload []byte) error {
-	n := len(transport) + len(payload)
+// Frame writes one frame: Ethernet and IP headers for transport and payload, which is in at most
+// MaxPieces pieces, and the virtio-net header as given. Whether it fits the MTU is the caller's
+// business.
+func (l *Link) Frame(s *Scratch, h tap.Header, src, dst netip.Addr, proto, ttl uint8, transport []byte, payload ...[]byte) error {
+	n := len(transport)
+	for _, b := range payload {
+		n += len(b)
+	}
 	var head []byte
 	if src.Is4() {
 		head = s.head[:EthernetLen+IPv4Len]
@@ -74,8 +81,8 @@ func (l *Link) Frame(s *Scratch, h tap.Header, src, dst netip.Addr, proto, ttl u
 		PutEthernet(head, l.At(dst), l.Gateway, EtherIPv6)
 		PutIPv6(head[EthernetLen:], src, dst, proto, ttl, n)
 	}
-	s.vec = [3][]byte{head, transport, payload}
-	return l.Write(h, s.vec[:])
+	vec := append(append(s.vec[:0], head, transport), payload...)
+	return l.Write(h, vec)
 }
 
 // Packet writes one IP packet of transport and payload, whose checksum must be
@@ -132,14 +139,14 @@ func (l *Link) fragments(s *Scratch, src, dst netip.Addr, proto, ttl uint8, tran
 			binary.BigEndian.PutUint16(ext[2:], frag)
 			binary.BigEndian.PutUint32(ext[4:], id)
 		}
-		s.vec = [3][]byte{head}
+		vec := append(s.vec[:0], head)
 		if off == 0 {
-			s.vec[1], s.vec[2] = transport, payload[:n-len(transport)]
+			vec = append(vec, transport, payload[:n-len(transport)])
 		} else {
 			at := off - len(transport)
-			s.vec[1] = payload[at : at+n]
+			vec = append(vec, payload[at:at+n])
 		}
-		if err := l.Write(tap.Header{}, s.vec[:]); err != nil {
+		if err := l.Write(tap.Header{}, vec); err != nil {
 			return err
 		}
 	}
