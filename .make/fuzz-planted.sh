@@ -58,6 +58,18 @@ plant ./netstack/udp FuzzPacket netstack/udp/packet.go \
 plant ./netstack/udp FuzzInput netstack/udp/nat.go \
 	's/^\td, v := parse(h, frame)$/&\n\tif v == accepted {\n\t\t_ = frame[8*int(frame[15])]\n\t}/' \
 	'an index that the guest chooses'
+plant ./netstack/udp FuzzInput netstack/udp/fragment.go \
+	's/total < wire.IPv6Len+wire.FragmentLen || total > len(ip)/total > len(ip)/' \
+	'a fragment ends before its data begins'
+plant ./netstack/udp FuzzReassembly netstack/udp/reassembly.go \
+	's/ || !bytes.Equal(at, f.data)/ || !bytes.Equal(at, at)/' \
+	'two fragments of other bytes for the same place pass'
+plant ./netstack/udp FuzzReassembly netstack/udp/reassembly.go \
+	's/ || f.more == (end == p.total))/)/' \
+	'a datagram may end twice'
+plant ./netstack/udp FuzzReassembly netstack/udp/reassembly.go \
+	's/(p.end+511)\/512/p.end\/512/' \
+	'the next datagram inherits fragments'
 plant ./netstack/icmp FuzzInput netstack/icmp/relay.go \
 	's/^\tif !h.Trusted() {$/\t_ = m[m[1]]\n&/' \
 	'an index that the guest chooses'

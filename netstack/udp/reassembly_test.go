@@ -286,15 +286,23 @@ func TestMalformedFragments(t *testing.T) {
 // FuzzReassembly holds the reassembler against one that remembers every byte on its own. The input
 // is a list of fragments, six bytes each: which datagram, where, how long, last or not, what.
 func FuzzReassembly(f *testing.F) {
-	f.Add([]byte{0, 0, 0, 2, 1, 7, 0, 0, 2, 1, 0, 7})               // in order
-	f.Add([]byte{0, 0, 2, 1, 0, 7, 0, 0, 0, 2, 1, 7})               // the last one first
-	f.Add([]byte{0, 0, 0, 2, 1, 7, 0, 0, 1, 2, 0, 7})               // overlap
-	f.Add([]byte{0, 0, 0, 2, 1, 7, 0, 0, 0, 2, 1, 7})               // twice
-	f.Add([]byte{0, 0, 0, 2, 1, 7, 0, 0, 0, 2, 1, 8})               // twice, with other bytes
-	f.Add([]byte{0, 0, 0, 2, 1, 7, 1, 0, 2, 1, 0, 7})               // of two datagrams
-	f.Add([]byte{0, 0, 9, 1, 0, 7, 0, 0, 2, 1, 0, 7})               // two ends
-	f.Add([]byte{0, 31, 0, 200, 0, 7, 0, 0, 0, 255, 1, 7})          // far behind
-	f.Add([]byte{0, 0, 0, 65, 1, 7, 0, 0, 65, 65, 1, 7, 0, 0, 130}) // across words of the bitmap
+	first, last := []byte{0, 0, 0, 2, 1, 7}, []byte{0, 0, 3, 1, 0, 7} // 24 bytes, and 16 behind them
+	for _, list := range [][][]byte{
+		{first, last},
+		{last, first},
+		{first, first, last},              // twice
+		{first, {0, 0, 0, 2, 1, 8}, last}, // twice, with other bytes
+		{first, {0, 0, 2, 2, 1, 7}, last}, // overlap
+		{first, {1, 0, 3, 1, 0, 7}, last}, // of two datagrams
+		{last, {0, 0, 6, 1, 0, 7}, first}, // two ends
+		{last, {0, 0, 1, 3, 1, 7}, first}, // beyond the end
+		{{0, 0x1f, 0, 200, 0, 7}, first},  // far behind
+		{{0, 0, 0, 65, 1, 7}, {0, 0, 66, 65, 1, 8}, {0, 0, 132, 0, 0, 9}, // across words of the bitmap
+			first, last},
+		{first, last, first, last}, // a second datagram in the memory of the first
+	} {
+		f.Add(bytes.Join(list, nil))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var c counters
 		r := reassembler{count: &c}
@@ -305,7 +313,7 @@ func FuzzReassembly(f *testing.F) {
 		}
 		models := map[uint32]*model{}
 		header := make([]byte, wire.EthernetLen)
-		for ; len(b) >= 6; b = b[6:] {
+		for b = b[:min(len(b), 6*32)]; len(b) >= 6; b = b[6:] {
 			g := fragment{of: datagramID{src: guest6, dst: gateway6, id: uint32(b[0] & 3)}, more: b[4]&1 != 0}
 			g.offset = int(binary.BigEndian.Uint16(b[1:])&0x1fff) * 8
 			size := int(b[3])*8 + 8
