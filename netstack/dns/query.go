@@ -3,7 +3,9 @@ package dns
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 )
@@ -119,20 +121,31 @@ func (r *Relay) exchange(ctx context.Context, query []byte) ([]byte, error) {
 
 var errSilent = errors.New("no answer in time")
 
-// ask asks one resolver and waits for its answer until ctx ends.
+// ask asks one resolver and waits for its answer until ctx ends. The query leaves with an id of its own:
+// those of the guest may be known, and one that had the port before may still be answered.
 func (r *Relay) ask(ctx context.Context, resolver netip.AddrPort, query []byte) ([]byte, error) {
-	c, err := r.cfg.Dial(ctx, "udp", resolver)
+	c, err := r.ports.take(ctx, resolver)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	again := false
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := c.Write(query); err != nil {
-		return nil, err
-	}
+	defer func() {
+		// Where it is too late to stop it, the deadline is in the past.
+		if stop() && again {
+			r.ports.give(c)
+			return
+		}
+		_ = c.Close()
+	}()
 	b := r.buffer.Get().(*[maxMessage]byte)
 	defer r.buffer.Put(b)
+	q := b[:copy(b[:], query)]
+	id := uint16(rand.Uint32())
+	binary.BigEndian.PutUint16(q, id)
+	if _, err := c.Write(q); err != nil {
+		return nil, err
+	}
 	for {
 		n, err := c.Read(b[:])
 		if err != nil {
@@ -140,8 +153,11 @@ func (r *Relay) ask(ctx context.Context, resolver netip.AddrPort, query []byte) 
 		}
 		// The socket is connected, so the source is right. What has another id, or is a query, is
 		// somebody's guess, and the true answer may still come.
-		if n >= headerLen && b[0] == query[0] && b[1] == query[1] && b[2]&flagQR != 0 {
-			return bytes.Clone(b[:n]), nil
+		if n >= headerLen && binary.BigEndian.Uint16(b[:]) == id && b[2]&flagQR != 0 {
+			again = true
+			answer := bytes.Clone(b[:n])
+			copy(answer, query[:2])
+			return answer, nil
 		}
 		r.count.mismatches.Add(1)
 	}
