@@ -193,7 +193,7 @@ func TestFloodCounters(t *testing.T) {
 		{"udp-ports", []string{`slipway_refused_total{limit="udp_session_rate"}`, "slipway_udp_sessions_evicted_total"}},
 		{"arp", []string{`slipway_drops_total{reason="not_answered"}`}},
 		{"ndp", []string{`slipway_drops_total{reason="not_answered"}`}},
-		{"fragments", []string{"slipway_fragments_total"}},
+		{"fragments", []string{"slipway_fragments_total", `slipway_drops_total{reason="udp_incomplete"}`}},
 		{"dhcp", []string{`slipway_drops_total{reason="foreign_source"}`}},
 		{"dns", []string{`slipway_refused_total{limit="dns_query_rate"}`}},
 		{"echo", []string{`slipway_refused_total{limit="icmp_rate"}`}},
