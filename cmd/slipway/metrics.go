@@ -39,7 +39,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		"udp_denied": d.Denied, "udp_unreachable": d.Unreachable, "udp_no_socket": d.Socket,
 		"udp_send_buffer_full": d.Buffer, "udp_send_failed": d.Send, "udp_filtered": d.Filtered,
 		"udp_device_refused": d.Write, "udp_no_client_address": d.Clients,
-		"udp_fragment_refused": d.Refused, "udp_incomplete": d.Incomplete,
+		"udp_receive_buffer_full": d.Overflow, "udp_fragment_refused": d.Refused, "udp_incomplete": d.Incomplete,
 		"dns_malformed": n.DNS.Malformed, "icmp_malformed": n.ICMP.Malformed, "icmp_denied": n.ICMP.Denied,
 		"icmp_unreachable": n.ICMP.Unreachable, "icmp_no_ping_socket": n.ICMP.Unavailable, "icmp_send_failed": n.ICMP.Failed,
 		"icmp_device_refused": n.ICMP.Write,

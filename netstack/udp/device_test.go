@@ -300,7 +300,12 @@ func TestKernelGuestForwards(t *testing.T) {
 						t.Fatalf("%d bytes to behind the guest: %d came", n, len(b))
 					}
 				}
-				if s := g.nat.Stats(); s.Dropped != (Dropped{}) || s.RxDatagrams != 4 || s.TxDatagrams != 4 {
+				// What is written is counted after it.
+				eventually(t, "4 datagrams each way", func() bool {
+					s := g.nat.Stats()
+					return s.RxDatagrams == 4 && s.TxDatagrams == 4
+				})
+				if s := g.nat.Stats(); s.Dropped != (Dropped{}) {
 					t.Errorf("stats %+v", s)
 				}
 			})

@@ -223,6 +223,10 @@ func (n *NAT) drain(s *socket) {
 
 // collect adds a message to the run, or begins another.
 func (n *NAT) collect(s *socket, m *message, payload []byte) {
+	if m.overflowed > 0 {
+		n.count.overflow.Add(uint64(m.overflowed - s.overflowed)) // which wraps
+		s.overflowed = m.overflowed
+	}
 	from, to, ok := s.owner.accept(m)
 	if !ok {
 		return

@@ -33,6 +33,8 @@ type socket struct {
 	owner owner
 	id    int32 // the poller's
 
+	overflowed uint32 // datagrams that its receive buffer had no room for, as last heard; the poller's
+
 	mu sync.RWMutex // held for reading while fd is used, for writing to close it
 	fd int          // -1 once closed
 }
@@ -67,11 +69,12 @@ func open(to, from netip.Addr) (int, error) {
 	return fd, nil
 }
 
-// tune asks for what is only faster: it works without.
+// tune asks for what is only faster, or tells more: it works without.
 func tune(fd int) {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // Linux 5.0
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
 }
 
 // send sends one message: one datagram, or with a segment size a run of them (udp(7)
@@ -120,6 +123,9 @@ type message struct {
 	ifindex uint32
 	segment int // 0: one datagram
 	n       int
+	// overflowed is what the socket had dropped when the message came, 0 also when unknown: socket(7)
+	// SO_RXQ_OVFL.
+	overflowed uint32
 
 	control  [256]byte
 	controls int // bytes of control
@@ -141,7 +147,7 @@ func (m *message) took(h *unix.Msghdr, n int) {
 	m.name.n = uint8(h.Namelen)
 	m.src = m.name.addrPort()
 	m.controls = min(int(h.Controllen), len(m.control))
-	m.local, m.ifindex, m.segment = netip.Addr{}, 0, 0
+	m.local, m.ifindex, m.segment, m.overflowed = netip.Addr{}, 0, 0, 0
 }
 
 // receiveError reads one message of the error queue (ip(7) IP_RECVERR) into b. It returns EAGAIN when
@@ -185,6 +191,8 @@ func (m *message) readControl() {
 			if seg := int(int32(binary.NativeEndian.Uint32(data))); seg > 0 && seg < m.n {
 				m.segment = seg
 			}
+		case level == unix.SOL_SOCKET && kind == unix.SO_RXQ_OVFL && len(data) >= 4:
+			m.overflowed = binary.NativeEndian.Uint32(data)
 		case level == unix.SOL_IP && kind == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
 			// ipi_spec_dst is an address of ours also when the datagram was a broadcast.
 			m.ifindex = binary.NativeEndian.Uint32(data)

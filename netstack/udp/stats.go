@@ -39,6 +39,7 @@ type Dropped struct {
 	Closed      uint64 // after Close
 	Paced       uint64 // would have begun a session, faster than the guest may
 	Clients     uint64 // of a published port: no address left under which to show the client
+	Overflow    uint64 // a host socket's receive buffer was full; of a published port also before the NAT was made
 	Refused     uint64 // fragments that were there already, or contradicted others of their datagram
 	Incomplete  uint64 // fragments were missing for too long, or others needed the room
 }
@@ -124,7 +125,7 @@ type counters struct {
 	nat, pub traffic
 	local    atomic.Uint64
 
-	fragments, reassembled, fragmentsRefused, incomplete atomic.Uint64
+	fragments, reassembled, fragmentsRefused, incomplete, overflow atomic.Uint64
 
 	malformed, checksum, multicast, denied, unreachable, ttl, socket,
 	buffer, send, filtered, write, closed, paced, clients atomic.Uint64
@@ -163,6 +164,7 @@ func (n *NAT) Stats() Stats {
 			Closed:      c.closed.Load(),
 			Paced:       c.paced.Load(),
 			Clients:     c.clients.Load(),
+			Overflow:    c.overflow.Load(),
 			Refused:     c.fragmentsRefused.Load(),
 			Incomplete:  c.incomplete.Load(),
 		},
