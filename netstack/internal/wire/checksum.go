@@ -10,29 +10,34 @@ import (
 // is folded and not inverted; it can start the sum of what follows b when b has an
 // even length.
 func Sum(b []byte, start uint16) uint16 {
-	// The sum of 64-bit words with end-around carry folds to the same 16 bits: RFC 1071 section 2(C).
-	acc, carry := uint64(start), uint64(0)
-	for len(b) >= 32 {
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[8:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[16:]), carry)
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b[24:]), carry)
-		b = b[32:]
+	// The sum of 64-bit words with end-around carry folds to the same 16 bits, and the order of the
+	// bytes makes no difference but to the result's own: RFC 1071 section 2(B) and (C).
+	acc, carry := uint64(bits.ReverseBytes16(start)), uint64(0)
+	for len(b) >= 64 {
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[8:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[16:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[24:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[32:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[40:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[48:]), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b[56:]), carry)
+		b = b[64:]
 	}
 	for len(b) >= 8 {
-		acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(b), carry)
+		acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(b), carry)
 		b = b[8:]
 	}
 	var tail [8]byte
 	copy(tail[:], b)
-	acc, carry = bits.Add64(acc, binary.BigEndian.Uint64(tail[:]), carry)
+	acc, carry = bits.Add64(acc, binary.LittleEndian.Uint64(tail[:]), carry)
 	acc, carry = bits.Add64(acc, 0, carry)
 	acc += carry
 	acc = acc>>32 + acc&0xffffffff
 	acc = acc>>32 + acc&0xffffffff
 	acc = acc>>16 + acc&0xffff
 	acc = acc>>16 + acc&0xffff
-	return uint16(acc)
+	return bits.ReverseBytes16(uint16(acc))
 }
 
 // PseudoSum is the sum of the pseudo-header that UDP and ICMPv6 put in front of
