@@ -30,6 +30,11 @@ const (
 	// buffer of its own size: gVisor accounts the bytes of a segment and not the
 	// buffer behind it, so a small frame must not pin 64 KiB.
 	copyBelow = 32 << 10
+	// maxFrame is the largest frame in bytes: an IPv6 packet without a jumbo payload.
+	maxFrame = header.EthernetMinimumSize + header.IPv6MinimumSize + 65535
+	// smallRun is after how many frames in a row that are copied the next is not expected to be lent
+	// to gVisor.
+	smallRun = 16
 	// flushEvery bounds how many frames a handler may hold back while more are
 	// waiting.
 	flushEvery = 64
@@ -225,9 +230,22 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 	var lent loans
 	defer lent.release()
 	big := lent.next()
+	flat := make([]byte, tap.HeaderLen+maxFrame)
+	small := 0 // frames in a row
 	sinceFlush := 0
 	for failed := 0; failed < maxReadErrors && !e.stopping.Load(); {
-		h, n, err := r.TryRead(big.AsSlice(), rest[:])
+		var h tap.Header
+		var frame []byte
+		var n int
+		var err error
+		view := big
+		if small >= smallRun {
+			view = nil
+			h, frame, err = r.TryReadFlat(flat)
+			n = len(frame)
+		} else {
+			h, n, err = r.TryRead(big.AsSlice(), rest[:])
+		}
 		idle := errors.Is(err, unix.EAGAIN)
 		if sinceFlush++; idle || sinceFlush == flushEvery {
 			sinceFlush = 0
@@ -236,6 +254,7 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 			}
 		}
 		if idle {
+			view = big
 			h, n, err = r.Read(big.AsSlice(), rest[:])
 		}
 		switch {
@@ -253,38 +272,44 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 			continue
 		}
 		failed = 0
-		if big = e.deliver(d, h, big, rest[:], n); big == nil {
+		if small++; n > copyBelow {
+			small = 0
+		}
+		if view != nil {
+			// Nobody reads on into what an earlier frame left behind this one.
+			held := min(n, bigFrame)
+			frame = view.AsSlice()[:held:held]
+		}
+		if e.deliver(d, h, frame, rest[:n-len(frame)], view) {
 			big = lent.next()
 		}
 	}
 }
 
-// deliver passes on the frame of n bytes in big and rest. It returns big when the next
-// frame may be read into it, nil when gVisor holds it.
-func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.View, rest []byte, n int) *buffer.View {
+// deliver passes on a frame, and what of it lies in rest. view is where frame lies, nil when it must be
+// copied. deliver reports whether gVisor holds view from now on.
+func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest []byte, view *buffer.View) (lent bool) {
+	n := len(frame) + len(rest)
 	e.stats.rxPackets.Add(1)
 	e.stats.rxBytes.Add(uint64(n))
-	// Nobody reads on into what an earlier frame left behind this one.
-	held := min(n, bigFrame)
-	frame := big.AsSlice()[:held:held]
 	if reason := e.cfg.Guard.check(h, frame, n); reason != pass {
 		e.stats.rxDropped[reason].Add(1)
-		return big
+		return false
 	}
 	if from, ok := e.cfg.Guard.sender(frame); ok {
 		e.cfg.Neighbours.Learn(from, [6]byte(frame[6:12]))
 	}
-	if n <= bigFrame {
+	if len(rest) == 0 {
 		for _, p := range e.cfg.Handlers {
 			if p.Input(h, frame) {
-				return big
+				return false
 			}
 		}
 	}
 	if h.GSOType&^tap.GSOECN == tap.GSOUDPL4 {
 		// Many datagrams behind one header would look like one to gVisor.
 		e.stats.rxDropped[badLength].Add(1)
-		return big
+		return false
 	}
 	// gVisor's IP layer holds a reference to the network header while it reads on, and
 	// what has two references is copied before the next look at it
@@ -296,21 +321,20 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, big *buffer.
 	payload := buffer.MakeWithData(frame[:heads])
 	switch {
 	case n == heads:
-	case n <= copyBelow:
+	case n <= copyBelow, view == nil:
 		_ = payload.Append(buffer.NewViewWithData(frame[heads:]))
 	default:
-		data := big.Clone()
+		data := view.Clone()
 		data.CapLength(len(frame))
 		data.TrimFront(heads)
 		_ = payload.Append(data)
-		if n > bigFrame {
-			_ = payload.Append(buffer.NewViewWithData(rest[:n-bigFrame]))
+		if len(rest) > 0 {
+			_ = payload.Append(buffer.NewViewWithData(rest))
 		}
-		dispatch(d, payload)
-		return nil
+		lent = true
 	}
 	dispatch(d, payload)
-	return big
+	return lent
 }
 
 // headersLen is the length in bytes of the Ethernet, IP and TCP headers of a frame

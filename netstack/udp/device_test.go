@@ -104,14 +104,24 @@ func newKernelGuest(t *testing.T, mode tap.Mode) kernelGuest {
 	go func() {
 		defer close(ended)
 		buf, rest := make([]byte, 70000), make([]byte, 70000)
-		for {
-			h, size, err := r.TryRead(buf, rest)
+		for turn := 0; ; turn++ {
+			var h tap.Header
+			var frame []byte
+			var size int
+			var err error
+			if turn%2 == 0 { // as the link reads, in both ways
+				h, frame, err = r.TryReadFlat(buf)
+			} else {
+				h, size, err = r.TryRead(buf, rest)
+				frame = buf[:size]
+			}
 			if errors.Is(err, unix.EAGAIN) {
 				n.Flush()
 				h, size, err = r.Read(buf, rest)
+				frame = buf[:max(size, 0)]
 			}
 			if err == nil {
-				n.Input(h, buf[:size])
+				n.Input(h, frame)
 			} else if stopped.Load() {
 				return
 			}
