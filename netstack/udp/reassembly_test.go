@@ -35,28 +35,29 @@ func split(frame []byte, size int) [][]byte {
 	var all [][]byte
 	for off := 0; off < len(frame)-head; off += size {
 		data := frame[head:][off:min(off+size, len(frame)-head)]
-		all = append(all, piece(frame[:head], id, off, data, off+len(data) < len(frame)-head))
+		flag := uint16(more)
+		if off+len(data) == len(frame)-head {
+			flag = last
+		}
+		all = append(all, piece(frame[:head], id, off, data, flag))
 	}
 	return all
 }
 
-// piece is a fragment behind the headers of the whole packet.
-func piece(headers []byte, id uint32, offset int, data []byte, more bool) []byte {
+// What a fragment says of the others: none follows, or some do.
+const last, more = 0, 1
+
+// piece is a fragment behind the headers of the whole packet; flag is last or more.
+func piece(headers []byte, id uint32, offset int, data []byte, flag uint16) []byte {
 	f := bytes.Clone(headers)
 	if f[12] == 0x08 {
-		where := uint16(offset / 8)
-		if more {
-			where |= 0x2000
-		}
+		where := uint16(offset/8) | flag<<13
 		binary.BigEndian.PutUint16(f[16:], uint16(20+len(data)))
 		binary.BigEndian.PutUint16(f[18:], uint16(id))
 		binary.BigEndian.PutUint16(f[20:], where)
 		return append(fixIPv4(f), data...)
 	}
-	where := uint16(offset)
-	if more {
-		where |= 1
-	}
+	where := uint16(offset) | flag
 	binary.BigEndian.PutUint16(f[18:], uint16(8+len(data)))
 	next := f[20]
 	f[20] = 44
@@ -131,23 +132,23 @@ func TestOverlappingFragments(t *testing.T) {
 		if family.guest.Is6() {
 			head = 54
 		}
-		part := func(offset, n int, more bool) []byte {
-			return piece(whole[:head], 0x1234, offset, whole[head+offset:head+offset+n], more)
+		part := func(offset, n int, flag uint16) []byte {
+			return piece(whole[:head], 0x1234, offset, whole[head+offset:head+offset+n], flag)
 		}
-		last := len(whole) - head
-		other := part(800, 800, true)
+		end := len(whole) - head
+		other := part(800, 800, more)
 		other[len(other)-1]++
 		for name, bad := range map[string][]byte{
-			"over the end of one":        part(1592, 800, true),
-			"over the beginning of one":  part(792, 16, true),
+			"over the end of one":        part(1592, 800, more),
+			"over the beginning of one":  part(792, 16, more),
 			"other bytes":                other,
-			"another end":                part(2400, 800, false),
-			"behind the end":             piece(whole[:head], 0x1234, last/8*8+8, make([]byte, 8), true),
-			"the end, with more to come": piece(whole[:head], 0x1234, 3200, make([]byte, 808), true),
+			"another end":                part(2400, 800, last),
+			"behind the end":             piece(whole[:head], 0x1234, end/8*8+8, make([]byte, 8), more),
+			"the end, with more to come": piece(whole[:head], 0x1234, 3200, make([]byte, 808), more),
 		} {
 			t.Run(family.name+" "+name, func(t *testing.T) {
 				n := newNAT(t, testConfig(newGuest()))
-				in(t, n, part(800, 800, true), part(3200, last-3200, false), bad)
+				in(t, n, part(800, 800, more), part(3200, end-3200, last), bad)
 				if s := n.Stats(); s.Dropped != (Dropped{Refused: 1}) {
 					t.Fatalf("stats %+v", s)
 				}
@@ -165,7 +166,7 @@ func TestIncompleteDatagramsAreBounded(t *testing.T) {
 	n := newNAT(t, testConfig(newGuest()))
 	whole := datagramTo(gateway6, 4000)
 	for id := range uint32(3 * maxPartial) {
-		in(t, n, piece(whole[:54], id, 0, whole[54:54+800], true))
+		in(t, n, piece(whole[:54], id, 0, whole[54:54+800], more))
 	}
 	r := &n.reassembler
 	if s := n.Stats(); s.Dropped != (Dropped{Incomplete: 2 * maxPartial}) || len(r.partial) != maxPartial || len(r.free) > 1 {
@@ -234,8 +235,8 @@ func TestIncompleteDatagramsWakeThePoller(t *testing.T) {
 // Fragments of what is not UDP, or has options, are the full stack's.
 func TestOtherFragments(t *testing.T) {
 	n := newNAT(t, testConfig(newGuest()))
-	tcp4 := piece(ipFrame(guest4, gateway4, 6, nil), 1, 0, make([]byte, 800), true)
-	tcp6 := piece(ipFrame(guest6, gateway6, 6, nil), 1, 0, make([]byte, 800), true)
+	tcp4 := piece(ipFrame(guest4, gateway4, 6, nil), 1, 0, make([]byte, 800), more)
+	tcp6 := piece(ipFrame(guest6, gateway6, 6, nil), 1, 0, make([]byte, 800), more)
 	options := split(datagramTo(gateway4, 4000), 1480)[0]
 	options = append(options[:34:34], append([]byte{1, 1, 1, 1}, options[34:]...)...)
 	options[14] = 0x46
@@ -260,12 +261,12 @@ func TestMalformedFragments(t *testing.T) {
 		} else {
 			headers = headers[:34]
 		}
-		whole := piece(headers, 1, 0, make([]byte, 800), true)
+		whole := piece(headers, 1, 0, make([]byte, 800), more)
 		for name, f := range map[string][]byte{
-			"not a multiple of 8 bytes": piece(headers, 1, 0, make([]byte, 801), true),
-			"nothing":                   piece(headers, 1, 800, nil, false),
-			"beyond IP":                 piece(headers, 1, 65528, make([]byte, 16), false),
-			"no UDP header":             piece(headers, 1, 0, make([]byte, 7), false),
+			"not a multiple of 8 bytes": piece(headers, 1, 0, make([]byte, 801), more),
+			"nothing":                   piece(headers, 1, 800, nil, last),
+			"beyond IP":                 piece(headers, 1, 65528, make([]byte, 16), last),
+			"no UDP header":             piece(headers, 1, 0, make([]byte, 7), last),
 			"cut off":                   whole[:len(whole)-1],
 		} {
 			if family.guest.Is4() && name == "no UDP header" {
@@ -276,7 +277,7 @@ func TestMalformedFragments(t *testing.T) {
 			}
 		}
 	}
-	sum := piece(datagramTo(gateway4, 0)[:34], 1, 0, make([]byte, 800), true)
+	sum := piece(datagramTo(gateway4, 0)[:34], 1, 0, make([]byte, 800), more)
 	sum[24]++
 	if n.Input(tap.Header{}, sum); n.Stats().Dropped.Malformed != count+1 || n.reassembler.waiting.Load() != 0 {
 		t.Errorf("wrong header checksum: stats %+v", n.Stats())
@@ -286,20 +287,20 @@ func TestMalformedFragments(t *testing.T) {
 // FuzzReassembly holds the reassembler against one that remembers every byte on its own. The input
 // is a list of fragments, six bytes each: which datagram, where, how long, last or not, what.
 func FuzzReassembly(f *testing.F) {
-	first, last := []byte{0, 0, 0, 2, 1, 7}, []byte{0, 0, 3, 1, 0, 7} // 24 bytes, and 16 behind them
+	first, rest := []byte{0, 0, 0, 2, 1, 7}, []byte{0, 0, 3, 1, 0, 7} // 24 bytes, and 16 behind them
 	for _, list := range [][][]byte{
-		{first, last},
-		{last, first},
-		{first, first, last},              // twice
-		{first, {0, 0, 0, 2, 1, 8}, last}, // twice, with other bytes
-		{first, {0, 0, 2, 2, 1, 7}, last}, // overlap
-		{first, {1, 0, 3, 1, 0, 7}, last}, // of two datagrams
-		{last, {0, 0, 6, 1, 0, 7}, first}, // two ends
-		{last, {0, 0, 1, 3, 1, 7}, first}, // beyond the end
+		{first, rest},
+		{rest, first},
+		{first, first, rest},              // twice
+		{first, {0, 0, 0, 2, 1, 8}, rest}, // twice, with other bytes
+		{first, {0, 0, 2, 2, 1, 7}, rest}, // overlap
+		{first, {1, 0, 3, 1, 0, 7}, rest}, // of two datagrams
+		{rest, {0, 0, 6, 1, 0, 7}, first}, // two ends
+		{rest, {0, 0, 1, 3, 1, 7}, first}, // beyond the end
 		{{0, 0x1f, 0, 200, 0, 7}, first},  // far behind
 		{{0, 0, 0, 65, 1, 7}, {0, 0, 66, 65, 1, 8}, {0, 0, 132, 0, 0, 9}, // across words of the bitmap
-			first, last},
-		{first, last, first, last}, // a second datagram in the memory of the first
+			first, rest},
+		{first, rest, first, rest}, // a second datagram in the memory of the first
 	} {
 		f.Add(bytes.Join(list, nil))
 	}
