@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -213,8 +214,15 @@ func TestClosedDestinationIsUnreachable(t *testing.T) {
 	}
 }
 
-// TestFragmentedUDP: a datagram in two fragments reaches its host socket whole.
+// TestFragmentedUDP: a datagram in two fragments reaches its host socket whole; those with options
+// by way of gVisor, the others without it.
 func TestFragmentedUDP(t *testing.T) {
+	for name, options := range map[string][]byte{"plain": nil, "IPv4 options": {1, 1, 1, 0}} {
+		t.Run(name, func(t *testing.T) { sendInFragments(t, options) })
+	}
+}
+
+func sendInFragments(t *testing.T, options []byte) {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -230,7 +238,11 @@ func TestFragmentedUDP(t *testing.T) {
 	const cut = 1024
 	for i, part := range [][]byte{datagram[:cut], datagram[cut:]} {
 		f := ft.Frame(header.UDPProtocolNumber, ft.Guest4, ft.Gate4, part)
+		const data = header.EthernetMinimumSize + header.IPv4MinimumSize
+		f = slices.Insert(f, data, options...)
 		ip := header.IPv4(f[header.EthernetMinimumSize:])
+		ip.SetHeaderLength(uint8(header.IPv4MinimumSize + len(options)))
+		ip.SetTotalLength(uint16(len(f) - header.EthernetMinimumSize))
 		ip.SetID(77)
 		var flags uint8 = header.IPv4FlagMoreFragments
 		if i == 1 {
@@ -247,7 +259,6 @@ func TestFragmentedUDP(t *testing.T) {
 	if err != nil || string(got[:n]) != string(payload) {
 		t.Fatalf("the host got %d bytes, %v; want the %d sent", n, err, len(payload))
 	}
-	// And the answer comes back, in fragments of the link's MTU.
 	if _, err := conn.WriteToUDPAddrPort([]byte("answer"), from); err != nil {
 		t.Fatal(err)
 	}
@@ -256,6 +267,15 @@ func TestFragmentedUDP(t *testing.T) {
 		return header.Ethernet(f).Type() == header.IPv4ProtocolNumber && ip.Protocol() == uint8(header.UDPProtocolNumber) &&
 			string(header.UDP(ip.Payload()).Payload()) == "answer"
 	})
+	s := g.stack.Stats()
+	byGVisor := uint64(0)
+	if options != nil {
+		byGVisor = 1
+	}
+	if s.Reassembled != byGVisor || s.UDP.Reassembled != 1-byGVisor || s.Link.RxFragments != 2*byGVisor || s.UDP.Fragments != 2-2*byGVisor {
+		t.Errorf("put together by gVisor %d of %d fragments, without it %d of %d",
+			s.Reassembled, s.Link.RxFragments, s.UDP.Reassembled, s.UDP.Fragments)
+	}
 }
 
 // TestCloseLeavesNothing: no goroutine and no descriptor outlives a stack.
