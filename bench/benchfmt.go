@@ -83,7 +83,7 @@ func benchmarkName(c Cell) string {
 	for _, p := range []struct {
 		key   string
 		value int
-	}{{"mtu", c.MTU}, {"streams", c.Streams}, {"size", c.Size}, {"delay_ms", c.DelayMillis}} {
+	}{{"mtu", c.MTU}, {"streams", c.Streams}, {"size", c.Size}, {"delay_ms", c.DelayMillis}, {"lost_per_1000", c.LostPerThousand}} {
 		if p.value > 0 {
 			name += fmt.Sprintf("/%s=%d", p.key, p.value)
 		}

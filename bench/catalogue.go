@@ -55,7 +55,7 @@ type block struct {
 	mtus       []int
 	streams    []int
 	sizes      []int
-	delays     []int
+	distances  []distance
 }
 
 var (
@@ -124,7 +124,7 @@ func fullBlocks(c Config) []block {
 		{workload: WorkloadStream, directions: everyWay, drivers: streamDrivers, mtus: first, streams: c.Streams[1:]},
 		{workload: WorkloadPublished, directions: publishedAll, drivers: publishedDrivers, mtus: c.MTUs, streams: c.Streams[:1]},
 		{workload: WorkloadPublished, directions: publishedAll, drivers: publishedDrivers, mtus: first, streams: c.Streams[1:]},
-		{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, delays: []int{10, 50, 100}},
+		{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, distances: []distance{{10, 0}, {50, 0}, {50, 1}, {100, 0}}},
 		{workload: WorkloadUDP, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64, 1400, 8192}},
 		{workload: WorkloadUDPLossless, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64, 1400, 8192}},
 		{workload: WorkloadLatency, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64}},
@@ -151,22 +151,23 @@ func LookSuite(name string) (Suite, error) {
 
 // cells of a block, in the order of measuring and printing.
 func (k block) cells() []Cell {
-	orNone := func(values []int) []int {
-		if len(values) == 0 {
-			return []int{0}
-		}
-		return values
+	sizes, distances := k.sizes, k.distances
+	if len(sizes) == 0 {
+		sizes = []int{0}
+	}
+	if len(distances) == 0 {
+		distances = []distance{{}}
 	}
 	var cells []Cell
 	for _, direction := range k.directions {
 		for _, mtu := range k.mtus {
 			for _, streams := range k.streams {
-				for _, size := range orNone(k.sizes) {
-					for _, delay := range orNone(k.delays) {
+				for _, size := range sizes {
+					for _, d := range distances {
 						for _, driver := range k.drivers {
 							c := Cell{
 								Driver: driver, Workload: k.workload, Direction: direction, MTU: mtu,
-								Streams: streams, Size: size, DelayMillis: delay, Unit: unitOf(k.workload),
+								Streams: streams, Size: size, DelayMillis: d.millis, LostPerThousand: d.lostPerThousand, Unit: unitOf(k.workload),
 							}
 							if driver == DriverHost {
 								c.MTU, c.Direction = 0, DirectionLoopback

@@ -115,7 +115,7 @@ func validateNumbers(what string, values []int, least, most int) error {
 func (c Config) Estimate() time.Duration {
 	var sum time.Duration
 	for _, cell := range c.cells() {
-		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(c.timing())
+		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(cell.timing(c.timing()))
 	}
 	return sum
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 )
 
-// rowLabels tell one row from another; size and delay are empty where there is none.
-var rowLabels = []string{"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms"}
+// rowLabels tell one row from another; size, delay and loss are empty where there is none.
+var rowLabels = []string{"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms", "lost_per_1000"}
 
 func rowDesc(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("slipway_bench_"+name, help, rowLabels, nil)
@@ -117,7 +117,7 @@ func (c Cell) collect(ch chan<- prometheus.Metric, r *Report) {
 		return strconv.Itoa(n)
 	}
 	labels := []string{
-		c.Driver, string(c.Workload), string(c.Direction), given(c.MTU), strconv.Itoa(c.Streams), given(c.Size), given(c.DelayMillis),
+		c.Driver, string(c.Workload), string(c.Direction), given(c.MTU), strconv.Itoa(c.Streams), given(c.Size), given(c.DelayMillis), given(c.LostPerThousand),
 	}
 	s := c.Summary
 	gauge := func(d *prometheus.Desc, v float64) {

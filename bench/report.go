@@ -103,8 +103,10 @@ type Cell struct {
 	// Size in bytes of one datagram, request or page; 0: the workload has none.
 	Size int `json:"size,omitempty"`
 	// DelayMillis is the round trip in milliseconds that was put in on purpose.
-	DelayMillis int  `json:"delay_ms,omitempty"`
-	Unit        Unit `json:"unit"`
+	DelayMillis int `json:"delay_ms,omitempty"`
+	// LostPerThousand packets are dropped each way on purpose, beside the delay.
+	LostPerThousand int  `json:"lost_per_1000,omitempty"`
+	Unit            Unit `json:"unit"`
 	// Commands that set the row up and measure it, as a person would type them.
 	Commands []string `json:"commands,omitempty"`
 	// Processes whose CPU time is counted, by their command lines.
@@ -186,6 +188,7 @@ func (c Cell) ID() string {
 		{"streams", c.Streams, 1},
 		{"size", c.Size, 0},
 		{"delay", c.DelayMillis, 0},
+		{"lost", c.LostPerThousand, 0},
 		{"mtu", c.MTU, ordinaryMTU},
 	} {
 		if d.value != 0 && d.value != d.ordinary {

@@ -163,6 +163,7 @@ func (r *Report) conditions(c Cell) string {
 	add(c.Streams > 1, "%d streams", c.Streams)
 	add(c.Size > 0, "%d bytes", c.Size)
 	add(c.DelayMillis > 0, "%d ms round trip", c.DelayMillis)
+	add(c.LostPerThousand > 0, "%d of 1000 packets lost", c.LostPerThousand)
 	add(c.MTU > 0 && c.MTU != r.Method.MTU, "MTU %d", c.MTU)
 	return strings.Join(parts, ", ")
 }
