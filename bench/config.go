@@ -11,6 +11,7 @@ import (
 // Limits of a run. They keep a slip of the finger from becoming a run of a day.
 const (
 	maxDuration    = 10 * time.Minute
+	maxOmit        = time.Minute
 	maxRepetitions = 1000
 	maxStreams     = 128   // of one iperf3 client
 	listedRows     = 20    // of an error that lists rows
@@ -26,9 +27,11 @@ var ErrConfig = errors.New("bad benchmark")
 type Config struct {
 	// Suite of rows, by its name.
 	Suite string
-	// Duration of one measurement, in whole seconds. iperf3 runs a second longer,
-	// which is left out: TCP's slow start.
+	// Duration of one measurement, in whole seconds.
 	Duration time.Duration
+	// Omit is how much longer iperf3's TCP runs at the start of each, which is left out, in
+	// whole seconds: TCP's slow start.
+	Omit time.Duration
 	// Repetitions that are counted, after one warm-up round.
 	Repetitions int
 	// MTUs of the container's link in bytes, the same for every program under test.
@@ -68,6 +71,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%w: %s for one measurement, want 1 to %d seconds", ErrConfig, c.Duration, int(maxDuration.Seconds()))
 	case c.Duration%time.Second != 0:
 		return fmt.Errorf("%w: %s for one measurement, want whole seconds", ErrConfig, c.Duration)
+	case c.Omit < 0 || c.Omit > maxOmit || c.Omit%time.Second != 0:
+		return fmt.Errorf("%w: %s left out of one measurement, want 0 to %d whole seconds", ErrConfig, c.Omit, int(maxOmit.Seconds()))
 	case c.Repetitions < 1 || c.Repetitions > maxRepetitions:
 		return fmt.Errorf("%w: %d repetitions, want 1 to %d", ErrConfig, c.Repetitions, maxRepetitions)
 	}
@@ -132,4 +137,4 @@ type timing struct {
 // warmupTiming is that of the round that is not counted.
 var warmupTiming = timing{seconds: warmup}
 
-func (c Config) timing() timing { return timing{c.Duration, omit} }
+func (c Config) timing() timing { return timing{c.Duration, c.Omit} }

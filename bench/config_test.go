@@ -9,7 +9,7 @@ import (
 )
 
 func TestConfig(t *testing.T) {
-	good := Config{Suite: "plain", Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{1500}, Streams: []int{1}}
+	good := Config{Omit: time.Second, Suite: "plain", Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{1500}, Streams: []int{1}}
 	tests := []struct {
 		name   string
 		change func(*Config)
@@ -31,9 +31,10 @@ func TestConfig(t *testing.T) {
 		{"a yardstick of its own", func(c *Config) { c.Suite, c.Only = "full", []string{"slipway/latency/up"} }, "", 2},
 		{"unknown row", func(c *Config) { c.Only = []string{"slip"} }, `no row "slip" in the suite plain, its rows are host/stream/loopback`, 0},
 		{"empty row", func(c *Config) { c.Only = []string{""} }, `no row ""`, 0},
-		{"unknown suite", func(c *Config) { c.Suite = "fast" }, `no suite "fast", the suites are plain, quick, article, full`, 0},
+		{"unknown suite", func(c *Config) { c.Suite = "fast" }, `no suite "fast", the suites are plain, quick, article, targets, full`, 0},
 		{"no time", func(c *Config) { c.Duration = 0 }, "0s for one measurement", 0},
 		{"half a second", func(c *Config) { c.Duration = 1500 * time.Millisecond }, "whole seconds", 0},
+		{"half a second omitted", func(c *Config) { c.Omit = time.Second / 2 }, "left out of one measurement, want 0 to 60 whole seconds", 0},
 		{"too long", func(c *Config) { c.Duration = time.Hour }, "1 to 600 seconds", 0},
 		{"no repetition", func(c *Config) { c.Repetitions = 0 }, "0 repetitions", 0},
 		{"small MTU", func(c *Config) { c.MTUs = []int{1279} }, "MTU 1279, want 1280 to 65520", 0},

@@ -27,6 +27,7 @@ var (
 	bitsGauge    = rowDesc("bits_per_second", "Median of the payload's speed.")
 	rateGauge    = rowDesc("operations_per_second", "Median of the connections, requests, queries or pages in a second.")
 	timeGauge    = rowDesc("duration_seconds", "Median of the time that one operation, or getting ready, took.")
+	memoryGauge  = rowDesc("resident_memory_bytes", "Median of the memory of the network's own processes.")
 	cpuGauge     = rowDesc("cpu_seconds_per_gigabyte", "Median of the CPU seconds of the network's own processes for 10^9 bytes.")
 	systemGauge  = rowDesc("system_cpu_seconds_per_gigabyte", "The same of the whole machine.")
 	lossGauge    = rowDesc("loss_ratio", "Median of the share of datagrams that did not arrive.")
@@ -123,7 +124,7 @@ func (c Cell) collect(ch chan<- prometheus.Metric, r *Report) {
 	gauge := func(d *prometheus.Desc, v float64) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	byUnit := map[Unit]*prometheus.Desc{UnitBitsPerSecond: bitsGauge, UnitPerSecond: rateGauge, UnitSeconds: timeGauge}
+	byUnit := map[Unit]*prometheus.Desc{UnitBitsPerSecond: bitsGauge, UnitPerSecond: rateGauge, UnitSeconds: timeGauge, UnitBytes: memoryGauge}
 	gauge(byUnit[c.Unit], s.Median)
 	gauge(spreadGauge, s.Spread)
 	gauge(lastRun, float64(r.Environment.Time.Unix()))

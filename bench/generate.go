@@ -29,7 +29,7 @@ type generated struct {
 
 // Generate does what iperf3 cannot, in the namespace that it is started in (slipway bench
 // generate): echo-server ADDR, latency ADDR SECONDS, connect ADDR SECONDS AT-ONCE,
-// dns-server ADDR, dns ADDR SECONDS AT-ONCE, path NAME NAME MILLISECONDS LOST-PER-THOUSAND. A server ends
+// dns-server ADDR, dns ADDR SECONDS AT-ONCE, idle ADDR FLOWS, path NAME NAME MILLISECONDS LOST-PER-THOUSAND. A server ends
 // when it is killed.
 func Generate(args []string, out io.Writer) error {
 	kinds := map[string]struct {
@@ -38,6 +38,7 @@ func Generate(args []string, out io.Writer) error {
 	}{
 		"echo-server": {1, func(args []string) (*generated, error) { return nil, serveEcho(args[0], out) }},
 		"dns-server":  {1, func(args []string) (*generated, error) { return nil, serveDNS(args[0], out) }},
+		"idle":        {2, func(args []string) (*generated, error) { return nil, holdFlows(args, out) }},
 		"path":        {4, func(args []string) (*generated, error) { return nil, servePath(args, out) }},
 		"latency":     {2, askEach(generateLatency)},
 		"connect":     {3, askEach(generateConnects)},

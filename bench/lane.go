@@ -27,7 +27,7 @@ func sideOf(c Cell) side {
 	switch {
 	case c.Driver == DriverHost:
 		return sideContainer
-	case c.Workload == WorkloadPublished, c.Workload == WorkloadPublish1000:
+	case c.Workload == WorkloadPublished, c.Workload == WorkloadPublish1000, c.Workload == WorkloadPublish10000:
 		return sideHost
 	case c.Workload != WorkloadStream && c.Workload != WorkloadUDP && c.Workload != WorkloadUDPLossless && c.Direction == DirectionDown:
 		return sideHost

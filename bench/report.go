@@ -51,10 +51,11 @@ const (
 	UnitBitsPerSecond Unit = "bit/s" // of payload; more is better
 	UnitPerSecond     Unit = "1/s"   // connections, requests, queries, pages; more is better
 	UnitSeconds       Unit = "s"     // a latency or a time to get ready; less is better
+	UnitBytes         Unit = "B"     // of memory; less is better
 )
 
 // LessIsBetter says which of two values of the unit one would rather have.
-func (u Unit) LessIsBetter() bool { return u == UnitSeconds }
+func (u Unit) LessIsBetter() bool { return u == UnitSeconds || u == UnitBytes }
 
 // Report is one run: where, how, and every sample.
 type Report struct {
@@ -82,6 +83,7 @@ type Environment struct {
 
 // Method of a run.
 type Method struct {
+	Suite         string  `json:"suite,omitempty"` // its name
 	Seconds       float64 `json:"seconds"`
 	OmitSeconds   float64 `json:"omit_seconds"`
 	WarmupSeconds float64 `json:"warmup_seconds"`

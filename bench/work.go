@@ -57,8 +57,10 @@ func workOf(w Workload) work {
 		return work{serve: dnsServer, ask: dnsClient, read: parseGenerated, other: true, extra: overhead}
 	case WorkloadStart:
 		return work{fresh: true, whole: time.Second}
-	case WorkloadPublish1000:
+	case WorkloadPublish1000, WorkloadPublish10000:
 		return work{fresh: true, whole: 3 * time.Second}
+	case WorkloadIdle:
+		return work{fresh: true, whole: time.Second + idleWait}
 	default: // WorkloadStream, WorkloadPublished
 		return work{serve: iperf3Server, ask: iperf3Stream, read: parseIperf3, tcp: true, extra: overhead}
 	}
