@@ -34,7 +34,7 @@ func (c Cell) timing(t timing) timing {
 	}
 	counted, omitted := 30, 20
 	if c.LostPerThousand > 0 {
-		counted, omitted = 100, 40
+		counted, omitted = 60, 40
 	}
 	return timing{max(t.seconds, trips(counted)), max(t.omitted, trips(omitted))}
 }

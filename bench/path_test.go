@@ -91,7 +91,7 @@ func TestTiming(t *testing.T) {
 		{"near", Cell{}, ordinary},
 		{"10 ms", Cell{DelayMillis: 10}, timing{time.Second, time.Second}},
 		{"100 ms", Cell{DelayMillis: 100}, timing{3 * time.Second, 2 * time.Second}},
-		{"loss", Cell{DelayMillis: 50, LostPerThousand: 1}, timing{5 * time.Second, 2 * time.Second}},
+		{"loss", Cell{DelayMillis: 50, LostPerThousand: 1}, timing{3 * time.Second, 2 * time.Second}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
