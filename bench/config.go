@@ -116,10 +116,21 @@ func validateNumbers(what string, values []int, least, most int) error {
 	return nil
 }
 
-// Estimate is about how long the run takes, programs that are not installed included.
+// Estimate is about how long the run takes with the programs that are installed.
 func (c Config) Estimate() time.Duration {
+	machine := &bed{cfg: c}
+	if machine.lookPrograms() != nil {
+		return 0 // nor will it run
+	}
+	missing := func(cell Cell) bool {
+		_, reason := machine.find(lookDriver(cell.Driver))
+		return reason != "" || machine.lacks(cell.Workload) != ""
+	}
 	var sum time.Duration
 	for _, cell := range c.cells() {
+		if missing(cell) {
+			continue
+		}
 		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(cell.timing(c.timing()))
 	}
 	return sum

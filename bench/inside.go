@@ -175,14 +175,22 @@ func (b *bed) rows(emit func(event)) []*row {
 
 // cannot says why a workload cannot be done here, "" when it can.
 func (b *bed) cannot(w Workload) string {
-	for _, name := range workOf(w).needs {
-		if b.programs[name] == "" {
-			return name + " is not installed"
-		}
+	if reason := b.lacks(w); reason != "" {
+		return reason
 	}
 	if w == WorkloadHTTP {
 		if err := b.writePages(); err != nil {
 			return err.Error()
+		}
+	}
+	return ""
+}
+
+// lacks names a program that a workload needs and that is not there, "" when all are.
+func (b *bed) lacks(w Workload) string {
+	for _, name := range workOf(w).needs {
+		if b.programs[name] == "" {
+			return name + " is not installed"
 		}
 	}
 	return ""
