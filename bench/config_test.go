@@ -66,7 +66,7 @@ func TestConfig(t *testing.T) {
 // it, and a row of the host to be divided by where the host can do it too.
 func TestSuites(t *testing.T) {
 	for _, s := range Suites() {
-		cfg := Config{Suite: s.Name, Duration: s.Duration, Repetitions: s.Repetitions, MTUs: s.MTUs, Streams: s.Streams}
+		cfg := Config{Suite: s.Name, Duration: s.Duration, Omit: s.Omit, Repetitions: s.Repetitions, MTUs: s.MTUs, Streams: s.Streams}
 		if err := cfg.Validate(); err != nil {
 			t.Errorf("%s: %v", s.Name, err)
 		}
@@ -80,6 +80,8 @@ func TestSuites(t *testing.T) {
 			switch {
 			case c.Workload == WorkloadPublish1000:
 				able = d.many
+			case c.Workload == WorkloadPublish10000:
+				able = d.wide
 			case sideOf(c) == sideHost:
 				able = d.publish
 			}
@@ -92,6 +94,10 @@ func TestSuites(t *testing.T) {
 		}
 		if s.Name == "quick" && cfg.Estimate() > 80*time.Second {
 			t.Errorf("quick takes %s, want less than 90 s with what else there is to do", cfg.Estimate())
+		}
+		cfg.Only = []string{DriverSlipway, DriverSlipwayTAP, DriverSlirp4netns, DriverPasta}
+		if s.Name == suiteTargets && cfg.Estimate() > 11*time.Minute+30*time.Second {
+			t.Errorf("targets takes %s, want less than 12 minutes with what else there is to do", cfg.Estimate())
 		}
 	}
 }

@@ -81,7 +81,8 @@ func servePath(args []string, out io.Writer) error {
 	if err != nil || lost < 0 || lost > 1000 {
 		return fmt.Errorf("%w: %q lost of 1000 packets", errGenerate, args[3])
 	}
-	p := &Path{RoundTrip: time.Duration(millis) * time.Millisecond, Rate: farRate, LostPerThousand: lost}
+	// Where packets get lost, TCP is slow enough for every single one to pass by itself.
+	p := &Path{RoundTrip: time.Duration(millis) * time.Millisecond, Rate: farRate, Large: lost == 0, LostPerThousand: lost}
 	if err := p.Open(args[0], args[1]); err != nil {
 		return err
 	}

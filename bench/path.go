@@ -18,6 +18,10 @@ type Path struct {
 	RoundTrip time.Duration
 	// Rate of each direction, in bytes a second.
 	Rate float64
+	// Large says that a segment of up to 64 KiB passes as one packet, and gets lost as one, so
+	// that how fast the path is does not depend on how fast this process is. Otherwise
+	// packets are those of the devices' MTU.
+	Large bool
 	// LostPerThousand packets of each direction are dropped on their way, at equal distances,
 	// so that every flow meets the same path; 0: none are.
 	LostPerThousand int
@@ -43,11 +47,9 @@ func (p *Path) Open(near, far string) error {
 			return err
 		}
 		p.devices[i] = device
-		if p.LostPerThousand > 0 {
-			continue // single packets get lost, so nothing larger may pass
+		if !p.Large {
+			continue
 		}
-		// A segment of 64 KiB passes as one packet, and how fast the path is does not depend on
-		// how fast this process is.
 		const offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
 		if err := unix.IoctlSetInt(int(device.Fd()), unix.TUNSETOFFLOAD, offloads); err != nil {
 			p.Close()

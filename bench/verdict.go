@@ -110,7 +110,7 @@ func (w rowsOf) means(c Cell) bool {
 // rival is whom a row of Slipway is compared with: the best of some rows by the quantity
 // of the target, or by one of its own.
 type rival struct {
-	name  string // where it is not that of the row
+	name  string
 	means func(of, c Cell) bool
 	by    *quantity
 }
@@ -125,20 +125,24 @@ func same(of, c Cell) bool {
 func others(of, c Cell) bool { return same(of, c) && !c.ours() && !c.kernel() }
 
 var (
-	hostLoopback      = rival{name: "the host itself", means: func(of, c Cell) bool { return c.ID() == of.yardstick().ID() }}
-	peer              = rival{means: others}
-	fastestPeer       = rival{means: others, by: &speed}
-	peerAtOrdinaryMTU = rival{means: func(of, c Cell) bool { return others(of, c) && c.MTU == ordinaryMTU }}
+	hostLoopback      = rival{name: "the host", means: func(of, c Cell) bool { return c.ID() == of.yardstick().ID() }}
+	peer              = rival{name: "a peer", means: others}
+	fastestPeer       = rival{name: "the fastest peer", means: others, by: &speed}
+	peerAtOrdinaryMTU = rival{name: "a peer at MTU 1500", means: func(of, c Cell) bool { return others(of, c) && c.MTU == ordinaryMTU }}
 	oneStream         = rival{name: "one stream", means: func(of, c Cell) bool { of.Streams = 1; return c.ID() == of.ID() }}
-	nothingPublished  = rival{name: "with no published port", means: func(of, c Cell) bool {
+	nothingPublished  = rival{name: "no published port", means: func(of, c Cell) bool {
 		return rowsOf{of.Driver, WorkloadStart, DirectionUp, of.MTU, 1, 0, distance{}}.means(c)
 	}}
-	noFlows = rival{name: "with no flow", means: func(of, c Cell) bool { of.Streams = 0; return c.ID() == of.ID() }}
+	noFlows = rival{name: "no flow", means: func(of, c Cell) bool { of.Streams = 0; return c.ID() == of.ID() }}
 )
 
 // only one driver; mtu 0: at its best one.
 func only(driver string, mtu int) rival {
-	return rival{means: func(of, c Cell) bool { return same(of, c) && c.Driver == driver && (mtu == 0 || c.MTU == mtu) }}
+	name := driver
+	if mtu > 0 {
+		name += fmt.Sprintf(" at MTU %d", mtu)
+	}
+	return rival{name: name, means: func(of, c Cell) bool { return same(of, c) && c.Driver == driver && (mtu == 0 || c.MTU == mtu) }}
 }
 
 // Verdict on a target.
@@ -200,8 +204,8 @@ func (t target) judge(r *Report) Reached {
 			with = func(a, b float64) float64 { return (a - b) / float64(max(1, t.perFlow)) }
 		}
 		rounds = paired(rounds, r.rounds(*than, t.what), with)
-		if reached.Rival = t.rival.name; reached.Rival == "" {
-			reached.Rival = fmt.Sprintf("%s, MTU %d", than.Driver, than.MTU)
+		if reached.Rival = than.Driver; than.MTU > 0 {
+			reached.Rival += fmt.Sprintf(", MTU %d", than.MTU)
 		}
 	}
 	if len(rounds) == 0 {
@@ -245,8 +249,11 @@ func (t target) text(row Cell) string {
 		sign = "≥ "
 	}
 	text := sign + t.format(row, t.limit)
-	if t.than == differenceAtMost {
-		text += " more"
+	switch {
+	case t.than == differenceAtMost:
+		text += " more than " + t.rival.name
+	case t.rival.means != nil:
+		text += " " + t.rival.name
 	}
 	return text
 }

@@ -71,36 +71,36 @@ func TestJudge(t *testing.T) {
 		want   Reached
 	}{
 		{"ratio of the same round", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: hostLoopback, limit: 0.5}, []Cell{host, ours},
-			Reached{"Upload", "≥ 0.50×", "0.50×", "0.50× - 0.75×", "the host itself", Met}},
+			Reached{"Upload", "≥ 0.50× the host", "0.50×", "0.50× - 0.75×", "host", Met}},
 		{"too little", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: hostLoopback, limit: 0.51}, []Cell{host, ours},
-			Reached{"Upload", "≥ 0.51×", "0.50×", "0.50× - 0.75×", "the host itself", NotMet}},
+			Reached{"Upload", "≥ 0.51× the host", "0.50×", "0.50× - 0.75×", "host", NotMet}},
 		{"a peer at its best MTU", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: peer, limit: 2.5}, []Cell{host, ours, slow, quick},
-			Reached{"Upload", "≥ 2.50×", "2.50×", "2.00× - 3.00×", "pasta, MTU 65520", Met}},
+			Reached{"Upload", "≥ 2.50× a peer", "2.50×", "2.00× - 3.00×", "pasta, MTU 65520", Met}},
 		{"a peer at the ordinary MTU", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: peerAtOrdinaryMTU, limit: 11}, []Cell{ours, slow, quick},
-			Reached{"Upload", "≥ 11.0×", "10.0×", "10.0× - 15.0×", "pasta, MTU 1500", NotMet}},
+			Reached{"Upload", "≥ 11.0× a peer at MTU 1500", "10.0×", "10.0× - 15.0×", "pasta, MTU 1500", NotMet}},
 		{"no such peer", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: only(DriverSlirp4netns, 0), limit: 2}, []Cell{ours, slow},
-			Reached{Work: "Upload", Target: "≥ 2.00×", Verdict: NotMeasured}},
+			Reached{Work: "Upload", Target: "≥ 2.00× slirp4netns", Verdict: NotMeasured}},
 		{"its row failed", target{of: toHost1500, what: cpu, than: atMost, limit: 0.22}, []Cell{host, broken},
 			Reached{Work: "Upload: CPU of its processes", Target: "≤ 0.22 s/GB", Verdict: NotMeasured}},
 		{"CPU alone", target{of: toHost1500, what: cpu, than: atMost, limit: 0.22}, []Cell{ours},
 			Reached{Work: "Upload: CPU of its processes", Target: "≤ 0.22 s/GB", Figure: "0.25 s/GB", Interval: "0.25 s/GB - 0.25 s/GB", Verdict: NotMet}},
 		{"CPU of the fastest peer", target{of: toHost1500, what: cpu, than: ratioAtMost, rival: fastestPeer, limit: 0.45}, []Cell{ours, slow, quick},
-			Reached{"Upload: CPU of its processes", "≤ 0.45×", "0.25×", "0.25× - 0.25×", "pasta, MTU 65520", Met}},
+			Reached{"Upload: CPU of its processes", "≤ 0.45× the fastest peer", "0.25×", "0.25× - 0.25×", "pasta, MTU 65520", Met}},
 		{"share of as many streams", target{of: toHost(1500, 4), what: share, than: ratioAtLeast, rival: oneStream, limit: 1},
 			[]Cell{host, ours, rowWith(withStreams(upload(DriverHost, 0), 4), nil, 50, 50, 50), rowWith(withStreams(upload(DriverSlipway, 1500), 4), nil, 20, 50, 30)},
-			Reached{"Upload, 4 streams: share of loopback", "≥ 1.00×", "0.80×", "0.80× - 2.00×", "one stream", NotMet}},
+			Reached{"Upload, 4 streams: share of loopback", "≥ 1.00× one stream", "0.80×", "0.80× - 2.00×", "slipway, MTU 1500", NotMet}},
 		{"no loopback of as many streams", target{of: toHost(1500, 4), what: share, than: ratioAtLeast, rival: oneStream, limit: 1},
 			[]Cell{host, ours, rowWith(withStreams(upload(DriverSlipway, 1500), 4), nil, 20, 50, 30)},
-			Reached{Work: "Upload, 4 streams: share of loopback", Target: "≥ 1.00×", Verdict: NotMeasured}},
+			Reached{Work: "Upload, 4 streams: share of loopback", Target: "≥ 1.00× one stream", Verdict: NotMeasured}},
 		{"time beyond that of none", target{of: alone(WorkloadPublish1000, down, 1), what: ready, than: differenceAtMost, rival: nothingPublished, limit: 0.05}, []Cell{start, many},
-			Reached{"1000 published ports: time until ready", "≤ 50.0 ms more", "30.0 ms", "20.0 ms - 40.0 ms", "with no published port", Met}},
+			Reached{"1000 published ports: time until ready", "≤ 50.0 ms more than no published port", "30.0 ms", "20.0 ms - 40.0 ms", "slipway, MTU 1500", Met}},
 		{"memory beyond that of none", target{of: alone(WorkloadPublish1000, down, 1), what: memory, than: differenceAtMost, rival: nothingPublished, limit: 10e6}, []Cell{start, many},
-			Reached{"1000 published ports: memory", "≤ 10.0 MB more", "11.0 MB", "11.0 MB - 11.0 MB", "with no published port", NotMet}},
+			Reached{"1000 published ports: memory", "≤ 10.0 MB more than no published port", "11.0 MB", "11.0 MB - 11.0 MB", "slipway, MTU 1500", NotMet}},
 		{"memory of a flow", target{of: alone(WorkloadIdle, up, 2000), what: memory, than: differenceAtMost, rival: noFlows, limit: 24 * kibibyte, perFlow: 2000}, []Cell{idle, flows},
-			Reached{"Idle memory, 2000 open flows: memory for each flow", "≤ 24.6 kB more", "20.0 kB", "20.0 kB - 20.0 kB", "with no flow", Met}},
+			Reached{"Idle memory, 2000 open flows: memory for each flow", "≤ 24.6 kB more than no flow", "20.0 kB", "20.0 kB - 20.0 kB", "slipway, MTU 1500", Met}},
 		{"latency", target{of: asking(WorkloadLatency, up, 1, 64), what: p99, than: ratioAtMost, rival: peer, limit: 1.05},
 			[]Cell{asked(DriverSlipway, 200e-6), asked(DriverPasta, 400e-6), asked(DriverSlirp4netns, 100e-6)},
-			Reached{"Latency, 64 bytes: p99", "≤ 1.05×", "2.00×", "2.00× - 2.00×", "slirp4netns, MTU 1500", NotMet}},
+			Reached{"Latency, 64 bytes: p99", "≤ 1.05× a peer", "2.00×", "2.00× - 2.00×", "slirp4netns, MTU 1500", NotMet}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -140,8 +140,8 @@ func TestTargetsAreInTheirSuite(t *testing.T) {
 func TestTargetsAreShown(t *testing.T) {
 	r := targetReport(rowWith(upload(DriverHost, 0), nil, 40), rowWith(upload(DriverSlipway, 1500), nil, 30))
 	for format, want := range map[Format][]string{
-		FormatTable:    {"Targets: 1 of ", "targets are met, ", "Upload  ", "0.75×", "the host itself", "met\n", "not measured\n"},
-		FormatMarkdown: {"## Targets\n", "| Upload | ≥ 0.50× | 0.75× | 0.75× - 0.75× | the host itself | met |\n", "| not measured |\n"},
+		FormatTable:    {"Targets: 1 of ", "targets are met, ", "Upload  ", "0.75×", "host", "met\n", "not measured\n"},
+		FormatMarkdown: {"## Targets\n", "| Upload | ≥ 0.50× the host | 0.75× | 0.75× - 0.75× | host | met |\n", "| not measured |\n"},
 	} {
 		text, err := r.Render(Output{Format: format})
 		if err != nil {

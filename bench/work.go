@@ -36,7 +36,7 @@ type work struct {
 }
 
 // overhead of starting and ending a server and a client.
-const overhead = 400 * time.Millisecond
+const overhead = 200 * time.Millisecond
 
 // workOf a workload.
 func workOf(w Workload) work {

@@ -18,7 +18,7 @@ import (
 
 const (
 	// comparedRow was the steadiest of all.
-	comparedRow = "slipway/stream/down"
+	comparedRow = "slipway/stream/up"
 	// comparedRepetitions of a second make a run.
 	comparedRepetitions = 10
 	comparedPairs       = 20 // of each kind; SLIPWAY_E2E_PAIRS has another number
