@@ -82,8 +82,10 @@ func (p *Path) Close() {
 	}
 }
 
-// Passed is how many packets have arrived, Dropped how many have not.
-func (p *Path) Passed() int64  { return p.passed.Load() }
+// Passed is how many packets have arrived.
+func (p *Path) Passed() int64 { return p.passed.Load() }
+
+// Dropped is how many packets have not.
 func (p *Path) Dropped() int64 { return p.dropped.Load() }
 
 // openTUN makes a device whose packets have struct virtio_net_hdr before them.
