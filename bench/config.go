@@ -10,6 +10,7 @@ import (
 
 // Limits of a run. They keep a slip of the finger from becoming a run of a day.
 const (
+	minDuration    = 100 * time.Millisecond
 	maxDuration    = 10 * time.Minute
 	maxOmit        = time.Minute
 	maxRepetitions = 1000
@@ -27,7 +28,7 @@ var ErrConfig = errors.New("bad benchmark")
 type Config struct {
 	// Suite of rows, by its name.
 	Suite string
-	// Duration of one measurement, in whole seconds.
+	// Duration of one measurement; in whole seconds but for workloads of our own generator.
 	Duration time.Duration
 	// Omit is how much longer iperf3's TCP runs at the start of each, which is left out, in
 	// whole seconds: TCP's slow start.
@@ -67,10 +68,8 @@ func (c Config) Validate() error {
 		return err
 	}
 	switch {
-	case c.Duration < time.Second || c.Duration > maxDuration:
-		return fmt.Errorf("%w: %s for one measurement, want 1 to %d seconds", ErrConfig, c.Duration, int(maxDuration.Seconds()))
-	case c.Duration%time.Second != 0:
-		return fmt.Errorf("%w: %s for one measurement, want whole seconds", ErrConfig, c.Duration)
+	case c.Duration < minDuration || c.Duration > maxDuration:
+		return fmt.Errorf("%w: %s for one measurement, want %g to %g seconds", ErrConfig, c.Duration, minDuration.Seconds(), maxDuration.Seconds())
 	case c.Omit < 0 || c.Omit > maxOmit || c.Omit%time.Second != 0:
 		return fmt.Errorf("%w: %s left out of one measurement, want 0 to %d whole seconds", ErrConfig, c.Omit, int(maxOmit.Seconds()))
 	case c.Repetitions < 1 || c.Repetitions > maxRepetitions:
@@ -95,6 +94,11 @@ func (c Config) Validate() error {
 				ids, more = ids[:listedRows], fmt.Sprintf(" and %d more, see --dry-run", len(ids)-listedRows)
 			}
 			return fmt.Errorf("%w: no row %q in the suite %s, its rows are %s%s", ErrConfig, want, c.Suite, strings.Join(ids, ", "), more)
+		}
+	}
+	for _, cell := range c.cells() {
+		if c.Duration%time.Second != 0 && !workOf(cell.Workload).fine {
+			return fmt.Errorf("%w: %s for one measurement, want whole seconds: %s is done by a program that knows no others", ErrConfig, c.Duration, cell.ID())
 		}
 	}
 	return nil

@@ -34,8 +34,11 @@ func TestConfig(t *testing.T) {
 		{"unknown suite", func(c *Config) { c.Suite = "fast" }, `no suite "fast", the suites are plain, quick, article, targets, full`, 0},
 		{"no time", func(c *Config) { c.Duration = 0 }, "0s for one measurement", 0},
 		{"half a second", func(c *Config) { c.Duration = 1500 * time.Millisecond }, "whole seconds", 0},
+		{"a quarter of a second", func(c *Config) {
+			c.Suite, c.Only, c.Duration = "full", []string{"slipway/connect/up"}, time.Second/4
+		}, "", 2},
 		{"half a second omitted", func(c *Config) { c.Omit = time.Second / 2 }, "left out of one measurement, want 0 to 60 whole seconds", 0},
-		{"too long", func(c *Config) { c.Duration = time.Hour }, "1 to 600 seconds", 0},
+		{"too long", func(c *Config) { c.Duration = time.Hour }, "0.1 to 600 seconds", 0},
 		{"no repetition", func(c *Config) { c.Repetitions = 0 }, "0 repetitions", 0},
 		{"small MTU", func(c *Config) { c.MTUs = []int{1279} }, "MTU 1279, want 1280 to 65520", 0},
 		{"large MTU", func(c *Config) { c.MTUs = []int{1500, 65521} }, "MTU 65521", 0},

@@ -68,13 +68,17 @@ func askEach(client func(dest netip.AddrPort, duration time.Duration, atOnce int
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errGenerate, err)
 		}
-		numbers := []int{0, 1}
-		for i, word := range args[1:] {
-			if numbers[i], err = strconv.Atoi(word); err != nil || numbers[i] < 1 {
-				return nil, fmt.Errorf("%w: %q: want a positive number", errGenerate, word)
+		seconds, err := strconv.ParseFloat(args[1], 64)
+		if err != nil || !(seconds > 0 && seconds <= maxDuration.Seconds()) {
+			return nil, fmt.Errorf("%w: %q: want a positive number of seconds", errGenerate, args[1])
+		}
+		atOnce := 1
+		if len(args) > 2 {
+			if atOnce, err = strconv.Atoi(args[2]); err != nil || atOnce < 1 {
+				return nil, fmt.Errorf("%w: %q: want a positive number", errGenerate, args[2])
 			}
 		}
-		return client(dest, time.Duration(numbers[0])*time.Second, numbers[1])
+		return client(dest, time.Duration(seconds*float64(time.Second)), atOnce)
 	}
 }
 
@@ -113,7 +117,7 @@ func anyAddress(port uint16) string {
 
 // askArgs are the arguments of a client of the generator.
 func askArgs(e ends, t timing) []string {
-	return []string{e.dest.String(), strconv.Itoa(int(t.seconds.Seconds()))}
+	return []string{e.dest.String(), strconv.FormatFloat(t.seconds.Seconds(), 'g', -1, 64)}
 }
 
 // announce that a server serves.

@@ -104,7 +104,7 @@ func TestIdle(t *testing.T) {
 }
 
 func TestGenerateBadInput(t *testing.T) {
-	for _, args := range [][]string{nil, {"latency"}, {"nothing", "1"}, {"latency", "1.2.3.4", "1"}, {"connect", "127.0.0.1:1", "0", "1"}, {"path", "a", "b", "x", "0"}, {"path", "a", "b", "1", "1001"}, {"idle", "127.0.0.1:1", "0"}, {"idle", "127.0.0.1:1", "1"}} {
+	for _, args := range [][]string{nil, {"latency"}, {"nothing", "1"}, {"latency", "1.2.3.4", "1"}, {"connect", "127.0.0.1:1", "0", "1"}, {"connect", "127.0.0.1:1", "NaN", "1"}, {"connect", "127.0.0.1:1", "1", "0"}, {"path", "a", "b", "x", "0"}, {"path", "a", "b", "1", "1001"}, {"idle", "127.0.0.1:1", "0"}, {"idle", "127.0.0.1:1", "1"}} {
 		var out bytes.Buffer
 		if err := Generate(args, &out); !errors.Is(err, errGenerate) || out.Len() > 0 {
 			t.Errorf("Generate(%q): %v and %q, want an errGenerate", args, err, out.String())
