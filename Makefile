@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost compare-pairs test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -82,6 +82,9 @@ scrape: build ## a Prometheus scrapes flows of a minute each: its bytes and thos
 
 scrape-cost: build ## what being scraped ten times a second costs in CPU time, in pairs (5 minutes)
 	@E2EFLAGS='-test.run TestScrapeCost' sh .make/e2e.sh
+
+compare-pairs: build ## bench compare on 20 pairs of runs of one build, and 20 of an engine slower by a tenth (40 minutes)
+	SLIPWAY_BIN=$(CURDIR)/bin/slipway $(GO) test -tags e2e -count 1 -timeout 90m -v -run TestComparePairs ./cmd/slipway
 
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh

@@ -23,8 +23,8 @@ type bed struct {
 
 	programs map[string]string // paths, by the names of PeerPrograms
 	versions map[string]Program
-	far      map[int]far // hosts that are so many milliseconds away
-	ports    uint16      // that have been given away
+	far      map[distance]far
+	ports    uint16 // that have been given away
 }
 
 // nextPort is a port of the host, or another number, that nobody else of the run has.

@@ -13,7 +13,7 @@ import (
 func (r *Report) writeBenchfmt(w io.Writer) error {
 	out := benchfmt.NewWriter(w)
 	for _, u := range []struct{ unit, better string }{
-		{"bit/s", "higher"}, {"op/s", "higher"}, {"gap-ratio", "higher"}, {"sec/op", "lower"}, {"p50-sec", "lower"}, {"p99-sec", "lower"}, {"p99.9-sec", "lower"},
+		{"bit/s", "higher"}, {"op/s", "higher"}, {"gap-ratio", "higher"}, {"sec/op", "lower"}, {"rss-bytes", "lower"}, {"p50-sec", "lower"}, {"p99-sec", "lower"}, {"p99.9-sec", "lower"},
 		{"cpu-sec/GB", "lower"}, {"system-cpu-sec/GB", "lower"},
 	} {
 		if err := out.Write(&benchfmt.UnitMetadata{
@@ -22,7 +22,7 @@ func (r *Report) writeBenchfmt(w io.Writer) error {
 			return fmt.Errorf("write benchmark lines: %w", err)
 		}
 	}
-	units := map[Unit]string{UnitBitsPerSecond: "bit/s", UnitPerSecond: "op/s", UnitSeconds: "sec/op"}
+	units := map[Unit]string{UnitBitsPerSecond: "bit/s", UnitPerSecond: "op/s", UnitSeconds: "sec/op", UnitBytes: "rss-bytes"}
 	for _, c := range r.Cells {
 		gaps, divided := r.ratios(c)
 		for i, s := range c.counted() {
@@ -83,7 +83,7 @@ func benchmarkName(c Cell) string {
 	for _, p := range []struct {
 		key   string
 		value int
-	}{{"mtu", c.MTU}, {"streams", c.Streams}, {"size", c.Size}, {"delay_ms", c.DelayMillis}} {
+	}{{"mtu", c.MTU}, {"streams", c.Streams}, {"size", c.Size}, {"delay_ms", c.DelayMillis}, {"lost_per_1000", c.LostPerThousand}} {
 		if p.value > 0 {
 			name += fmt.Sprintf("/%s=%d", p.key, p.value)
 		}

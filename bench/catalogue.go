@@ -30,6 +30,8 @@ const (
 	WorkloadDNS           Workload = "dns"            // queries to a resolver on the host, by UDP
 	WorkloadStart         Workload = "start"          // from the driver's start to its being ready
 	WorkloadPublish1000   Workload = "publish-1000"   // the same, with 1000 TCP ports to publish
+	WorkloadPublish10000  Workload = "publish-10000"  // the same, with 10000 on every address, IPv4's and IPv6's
+	WorkloadIdle          Workload = "idle"           // memory while nothing happens; its streams are open and say nothing
 )
 
 // DirectionBoth is into the container and out of it at once; its value is the sum.
@@ -40,6 +42,7 @@ type Suite struct {
 	Name        string
 	Text        string // what it is for, for a person
 	Duration    time.Duration
+	Omit        time.Duration
 	Repetitions int
 	MTUs        []int
 	Streams     []int
@@ -55,7 +58,7 @@ type block struct {
 	mtus       []int
 	streams    []int
 	sizes      []int
-	delays     []int
+	distances  []distance
 }
 
 var (
@@ -70,6 +73,7 @@ var (
 	streamDrivers    = []string{DriverHost, DriverVeth, DriverSlipway, DriverSlipwayPlain, DriverSlirp4netns, DriverPasta, DriverGvisorTapVsock, DriverRootlessKit, DriverBypass4netns}
 	publishedDrivers = []string{DriverSlipway, DriverSlipwayTAP, DriverSlirp4netns, DriverPasta, DriverGvisorTapVsock, DriverRootlessKit}
 	onlySlipway      = []string{DriverSlipway}
+	peerDrivers      = []string{DriverSlirp4netns, DriverPasta, DriverGvisorTapVsock, DriverRootlessKit}
 	articleDrivers   = []string{DriverHost, DriverVeth, DriverSlipway, DriverSlirp4netns, DriverRootlessKit}
 )
 
@@ -77,12 +81,18 @@ var (
 // how many there can be.
 const atOnce = 16
 
+// pagesAtOnce is the same of pages, idleFlows of flows that say nothing.
+const (
+	pagesAtOnce = 32
+	idleFlows   = 2000
+)
+
 // Suites in the order of their length, the first is that of a plain slipway bench.
 func Suites() []Suite {
 	return []Suite{
 		{
 			Name: "plain", Text: "streams both ways, from the container and through a published port",
-			Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU}, Streams: []int{1},
+			Duration: 4 * time.Second, Omit: time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU}, Streams: []int{1},
 			blocks: func(c Config) []block {
 				return []block{
 					{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: c.MTUs, streams: c.Streams},
@@ -92,7 +102,7 @@ func Suites() []Suite {
 		},
 		{
 			Name: "quick", Text: "the same in short, of published ports Slipway's only; under 90 s",
-			Duration: time.Second, Repetitions: 3, MTUs: []int{ordinaryMTU}, Streams: []int{1},
+			Duration: time.Second, Omit: time.Second, Repetitions: 3, MTUs: []int{ordinaryMTU}, Streams: []int{1},
 			blocks: func(c Config) []block {
 				return []block{
 					{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: c.MTUs, streams: c.Streams},
@@ -102,14 +112,19 @@ func Suites() []Suite {
 		},
 		{
 			Name: "article", Text: "container to container over veth, and container to host through slirp4netns: an article's two figures beside ours",
-			Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU}, Streams: []int{1},
+			Duration: 4 * time.Second, Omit: time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU}, Streams: []int{1},
 			blocks: func(c Config) []block {
 				return []block{{workload: WorkloadStream, directions: oneWay, drivers: articleDrivers, mtus: c.MTUs, streams: c.Streams}}
 			},
 		},
 		{
+			Name: "targets", Text: "what the project's targets are about, and which of them are met; under 12 minutes",
+			Duration: time.Second, Repetitions: 4, MTUs: []int{ordinaryMTU, maxMTU}, Streams: []int{1, 4, 16},
+			blocks: targetBlocks,
+		},
+		{
 			Name: "full", Text: "every driver, every workload",
-			Duration: 2 * time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU, 9000, maxMTU}, Streams: []int{1, 4, 16},
+			Duration: 2 * time.Second, Omit: time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU, 9000, maxMTU}, Streams: []int{1, 4, 16},
 			blocks: fullBlocks,
 		},
 	}
@@ -124,16 +139,45 @@ func fullBlocks(c Config) []block {
 		{workload: WorkloadStream, directions: everyWay, drivers: streamDrivers, mtus: first, streams: c.Streams[1:]},
 		{workload: WorkloadPublished, directions: publishedAll, drivers: publishedDrivers, mtus: c.MTUs, streams: c.Streams[:1]},
 		{workload: WorkloadPublished, directions: publishedAll, drivers: publishedDrivers, mtus: first, streams: c.Streams[1:]},
-		{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, delays: []int{10, 50, 100}},
+		{workload: WorkloadStream, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, distances: []distance{{10, 0}, {50, 0}, {50, 1}, {100, 0}}},
 		{workload: WorkloadUDP, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64, 1400, 8192}},
 		{workload: WorkloadUDPLossless, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64, 1400, 8192}},
 		{workload: WorkloadLatency, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64}},
 		{workload: WorkloadLatencyLoaded, directions: upDown, drivers: hostAndMain, mtus: first, streams: one, sizes: []int{64}},
 		{workload: WorkloadConnect, directions: upDown, drivers: hostAndMain, mtus: first, streams: []int{atOnce}, sizes: []int{64}},
-		{workload: WorkloadHTTP, directions: upDown, drivers: hostAndMain, mtus: first, streams: []int{atOnce}, sizes: []int{100, 100_000}},
+		{workload: WorkloadHTTP, directions: upDown, drivers: hostAndMain, mtus: first, streams: []int{pagesAtOnce}, sizes: pageSizes},
 		{workload: WorkloadDNS, directions: oneWay, drivers: hostAndMain, mtus: first, streams: []int{atOnce}},
 		{workload: WorkloadStart, directions: oneWay, drivers: mainDrivers, mtus: first, streams: one},
 		{workload: WorkloadPublish1000, directions: []Direction{DirectionDown}, drivers: mainDrivers, mtus: first, streams: one},
+		{workload: WorkloadPublish10000, directions: []Direction{DirectionDown}, drivers: onlySlipway, mtus: first, streams: one},
+		{workload: WorkloadIdle, directions: oneWay, drivers: mainDrivers, mtus: first, streams: []int{0}},
+		{workload: WorkloadIdle, directions: oneWay, drivers: onlySlipway, mtus: first, streams: []int{idleFlows}},
+	}
+}
+
+// targetBlocks are the rows that the targets name, and those of the peers that may be the
+// best at that. Requests and small datagrams do not depend on the MTU.
+func targetBlocks(c Config) []block {
+	first, one := c.MTUs[:1], []int{1}
+	all := append([]string{DriverHost, DriverSlipway}, peerDrivers...)
+	inwards := []Direction{DirectionDown}
+	return []block{
+		{workload: WorkloadStream, directions: upDown, drivers: all, mtus: c.MTUs, streams: one},
+		{workload: WorkloadStream, directions: upDown, drivers: []string{DriverHost, DriverSlipway}, mtus: first, streams: c.Streams},
+		{workload: WorkloadPublished, directions: published, drivers: publishedDrivers, mtus: first, streams: one},
+		{workload: WorkloadPublished, directions: published, drivers: []string{DriverSlirp4netns}, mtus: c.MTUs, streams: one},
+		{workload: WorkloadStream, directions: upDown, drivers: []string{DriverHost, DriverSlipway}, mtus: first, streams: one, distances: []distance{{100, 0}, {50, 1}}},
+		{workload: WorkloadUDP, directions: upDown, drivers: all, mtus: first, streams: one, sizes: []int{1400}},
+		{workload: WorkloadUDP, directions: upDown, drivers: all, mtus: c.MTUs, streams: one, sizes: []int{8192}},
+		{workload: WorkloadLatency, directions: upDown, drivers: all, mtus: first, streams: one, sizes: []int{echoSize}},
+		{workload: WorkloadConnect, directions: upDown, drivers: all, mtus: first, streams: []int{atOnce}, sizes: []int{echoSize}},
+		{workload: WorkloadHTTP, directions: oneWay, drivers: all, mtus: c.MTUs, streams: []int{pagesAtOnce}, sizes: pageSizes[1:]},
+		{workload: WorkloadHTTP, directions: inwards, drivers: all, mtus: first, streams: []int{pagesAtOnce}, sizes: pageSizes[1:]},
+		{workload: WorkloadStart, directions: oneWay, drivers: mainDrivers[:2], mtus: first, streams: one},
+		{workload: WorkloadPublish1000, directions: inwards, drivers: onlySlipway, mtus: first, streams: one},
+		{workload: WorkloadPublish10000, directions: inwards, drivers: onlySlipway, mtus: first, streams: one},
+		{workload: WorkloadIdle, directions: oneWay, drivers: mainDrivers, mtus: first, streams: []int{0}},
+		{workload: WorkloadIdle, directions: oneWay, drivers: onlySlipway, mtus: first, streams: []int{idleFlows}},
 	}
 }
 
@@ -151,22 +195,23 @@ func LookSuite(name string) (Suite, error) {
 
 // cells of a block, in the order of measuring and printing.
 func (k block) cells() []Cell {
-	orNone := func(values []int) []int {
-		if len(values) == 0 {
-			return []int{0}
-		}
-		return values
+	sizes, distances := k.sizes, k.distances
+	if len(sizes) == 0 {
+		sizes = []int{0}
+	}
+	if len(distances) == 0 {
+		distances = []distance{{}}
 	}
 	var cells []Cell
 	for _, direction := range k.directions {
 		for _, mtu := range k.mtus {
 			for _, streams := range k.streams {
-				for _, size := range orNone(k.sizes) {
-					for _, delay := range orNone(k.delays) {
+				for _, size := range sizes {
+					for _, d := range distances {
 						for _, driver := range k.drivers {
 							c := Cell{
 								Driver: driver, Workload: k.workload, Direction: direction, MTU: mtu,
-								Streams: streams, Size: size, DelayMillis: delay, Unit: unitOf(k.workload),
+								Streams: streams, Size: size, DelayMillis: d.millis, LostPerThousand: d.lostPerThousand, Unit: unitOf(k.workload),
 							}
 							if driver == DriverHost {
 								c.MTU, c.Direction = 0, DirectionLoopback
@@ -183,8 +228,10 @@ func (k block) cells() []Cell {
 
 func unitOf(w Workload) Unit {
 	switch w {
-	case WorkloadLatency, WorkloadLatencyLoaded, WorkloadStart, WorkloadPublish1000:
+	case WorkloadLatency, WorkloadLatencyLoaded, WorkloadStart, WorkloadPublish1000, WorkloadPublish10000:
 		return UnitSeconds
+	case WorkloadIdle:
+		return UnitBytes
 	case WorkloadConnect, WorkloadHTTP, WorkloadDNS:
 		return UnitPerSecond
 	default:

@@ -84,6 +84,7 @@ func Differences(old, new *Report) []string {
 		{"congestion control", old.Environment.Congestion, new.Environment.Congestion},
 		{"user", old.Environment.User, new.Environment.User},
 		{"seconds of a measurement", fmt.Sprint(old.Method.Seconds), fmt.Sprint(new.Method.Seconds)},
+		{"seconds left out of a measurement", fmt.Sprint(old.Method.OmitSeconds), fmt.Sprint(new.Method.OmitSeconds)},
 	} {
 		if d.old != d.new {
 			different = append(different, fmt.Sprintf("%s: %q and %q", d.what, d.old, d.new))

@@ -10,7 +10,9 @@ import (
 
 // Limits of a run. They keep a slip of the finger from becoming a run of a day.
 const (
+	minDuration    = 100 * time.Millisecond
 	maxDuration    = 10 * time.Minute
+	maxOmit        = time.Minute
 	maxRepetitions = 1000
 	maxStreams     = 128   // of one iperf3 client
 	listedRows     = 20    // of an error that lists rows
@@ -26,9 +28,11 @@ var ErrConfig = errors.New("bad benchmark")
 type Config struct {
 	// Suite of rows, by its name.
 	Suite string
-	// Duration of one measurement, in whole seconds. iperf3 runs a second longer,
-	// which is left out: TCP's slow start.
+	// Duration of one measurement; in whole seconds but for workloads of our own generator.
 	Duration time.Duration
+	// Omit is how much longer iperf3's TCP runs at the start of each, which is left out, in
+	// whole seconds: TCP's slow start.
+	Omit time.Duration
 	// Repetitions that are counted, after one warm-up round.
 	Repetitions int
 	// MTUs of the container's link in bytes, the same for every program under test.
@@ -64,10 +68,10 @@ func (c Config) Validate() error {
 		return err
 	}
 	switch {
-	case c.Duration < time.Second || c.Duration > maxDuration:
-		return fmt.Errorf("%w: %s for one measurement, want 1 to %d seconds", ErrConfig, c.Duration, int(maxDuration.Seconds()))
-	case c.Duration%time.Second != 0:
-		return fmt.Errorf("%w: %s for one measurement, want whole seconds", ErrConfig, c.Duration)
+	case c.Duration < minDuration || c.Duration > maxDuration:
+		return fmt.Errorf("%w: %s for one measurement, want %g to %g seconds", ErrConfig, c.Duration, minDuration.Seconds(), maxDuration.Seconds())
+	case c.Omit < 0 || c.Omit > maxOmit || c.Omit%time.Second != 0:
+		return fmt.Errorf("%w: %s left out of one measurement, want 0 to %d whole seconds", ErrConfig, c.Omit, int(maxOmit.Seconds()))
 	case c.Repetitions < 1 || c.Repetitions > maxRepetitions:
 		return fmt.Errorf("%w: %d repetitions, want 1 to %d", ErrConfig, c.Repetitions, maxRepetitions)
 	}
@@ -92,6 +96,11 @@ func (c Config) Validate() error {
 			return fmt.Errorf("%w: no row %q in the suite %s, its rows are %s%s", ErrConfig, want, c.Suite, strings.Join(ids, ", "), more)
 		}
 	}
+	for _, cell := range c.cells() {
+		if c.Duration%time.Second != 0 && !workOf(cell.Workload).fine {
+			return fmt.Errorf("%w: %s for one measurement, want whole seconds: %s is done by a program that knows no others", ErrConfig, c.Duration, cell.ID())
+		}
+	}
 	return nil
 }
 
@@ -111,11 +120,22 @@ func validateNumbers(what string, values []int, least, most int) error {
 	return nil
 }
 
-// Estimate is about how long the run takes, programs that are not installed included.
+// Estimate is about how long the run takes with the programs that are installed.
 func (c Config) Estimate() time.Duration {
+	machine := &bed{cfg: c}
+	if machine.lookPrograms() != nil {
+		return 0 // nor will it run
+	}
+	missing := func(cell Cell) bool {
+		_, reason := machine.find(lookDriver(cell.Driver))
+		return reason != "" || machine.lacks(cell.Workload) != ""
+	}
 	var sum time.Duration
 	for _, cell := range c.cells() {
-		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(c.timing())
+		if missing(cell) {
+			continue
+		}
+		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(cell.timing(c.timing()))
 	}
 	return sum
 }
@@ -132,4 +152,4 @@ type timing struct {
 // warmupTiming is that of the round that is not counted.
 var warmupTiming = timing{seconds: warmup}
 
-func (c Config) timing() timing { return timing{c.Duration, omit} }
+func (c Config) timing() timing { return timing{c.Duration, c.Omit} }

@@ -9,7 +9,7 @@ import (
 )
 
 func TestConfig(t *testing.T) {
-	good := Config{Suite: "plain", Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{1500}, Streams: []int{1}}
+	good := Config{Omit: time.Second, Suite: "plain", Duration: 4 * time.Second, Repetitions: 5, MTUs: []int{1500}, Streams: []int{1}}
 	tests := []struct {
 		name   string
 		change func(*Config)
@@ -31,10 +31,14 @@ func TestConfig(t *testing.T) {
 		{"a yardstick of its own", func(c *Config) { c.Suite, c.Only = "full", []string{"slipway/latency/up"} }, "", 2},
 		{"unknown row", func(c *Config) { c.Only = []string{"slip"} }, `no row "slip" in the suite plain, its rows are host/stream/loopback`, 0},
 		{"empty row", func(c *Config) { c.Only = []string{""} }, `no row ""`, 0},
-		{"unknown suite", func(c *Config) { c.Suite = "fast" }, `no suite "fast", the suites are plain, quick, article, full`, 0},
+		{"unknown suite", func(c *Config) { c.Suite = "fast" }, `no suite "fast", the suites are plain, quick, article, targets, full`, 0},
 		{"no time", func(c *Config) { c.Duration = 0 }, "0s for one measurement", 0},
 		{"half a second", func(c *Config) { c.Duration = 1500 * time.Millisecond }, "whole seconds", 0},
-		{"too long", func(c *Config) { c.Duration = time.Hour }, "1 to 600 seconds", 0},
+		{"a quarter of a second", func(c *Config) {
+			c.Suite, c.Only, c.Duration = "full", []string{"slipway/connect/up"}, time.Second/4
+		}, "", 2},
+		{"half a second omitted", func(c *Config) { c.Omit = time.Second / 2 }, "left out of one measurement, want 0 to 60 whole seconds", 0},
+		{"too long", func(c *Config) { c.Duration = time.Hour }, "0.1 to 600 seconds", 0},
 		{"no repetition", func(c *Config) { c.Repetitions = 0 }, "0 repetitions", 0},
 		{"small MTU", func(c *Config) { c.MTUs = []int{1279} }, "MTU 1279, want 1280 to 65520", 0},
 		{"large MTU", func(c *Config) { c.MTUs = []int{1500, 65521} }, "MTU 65521", 0},
@@ -65,7 +69,7 @@ func TestConfig(t *testing.T) {
 // it, and a row of the host to be divided by where the host can do it too.
 func TestSuites(t *testing.T) {
 	for _, s := range Suites() {
-		cfg := Config{Suite: s.Name, Duration: s.Duration, Repetitions: s.Repetitions, MTUs: s.MTUs, Streams: s.Streams}
+		cfg := Config{Suite: s.Name, Duration: s.Duration, Omit: s.Omit, Repetitions: s.Repetitions, MTUs: s.MTUs, Streams: s.Streams}
 		if err := cfg.Validate(); err != nil {
 			t.Errorf("%s: %v", s.Name, err)
 		}
@@ -79,6 +83,8 @@ func TestSuites(t *testing.T) {
 			switch {
 			case c.Workload == WorkloadPublish1000:
 				able = d.many
+			case c.Workload == WorkloadPublish10000:
+				able = d.wide
 			case sideOf(c) == sideHost:
 				able = d.publish
 			}
@@ -91,6 +97,10 @@ func TestSuites(t *testing.T) {
 		}
 		if s.Name == "quick" && cfg.Estimate() > 80*time.Second {
 			t.Errorf("quick takes %s, want less than 90 s with what else there is to do", cfg.Estimate())
+		}
+		cfg.Only = []string{DriverSlipway, DriverSlipwayTAP, DriverSlirp4netns, DriverPasta}
+		if s.Name == suiteTargets && cfg.Estimate() > 11*time.Minute+30*time.Second {
+			t.Errorf("targets takes %s, want less than 12 minutes with what else there is to do", cfg.Estimate())
 		}
 	}
 }

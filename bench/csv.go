@@ -11,7 +11,7 @@ import (
 func (r *Report) writeCSV(w io.Writer) error {
 	out := csv.NewWriter(w)
 	if err := out.Write([]string{
-		"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms", "unit", "class",
+		"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms", "lost_per_1000", "unit", "class",
 		"samples", "median", "low", "high", "confidence", "min", "max", "spread",
 		"gap_ratio", "slirp4netns_ratio", "peer_ratio", "best_peer",
 		"cpu_seconds_per_gigabyte", "system_cpu_seconds_per_gigabyte", "steal", "retransmits", "loss", "rss_bytes",
@@ -46,7 +46,7 @@ func (r *Report) writeCSV(w io.Writer) error {
 		}
 		if err := out.Write([]string{
 			c.Driver, string(c.Workload), string(c.Direction), strconv.Itoa(c.MTU), strconv.Itoa(c.Streams),
-			strconv.Itoa(c.Size), strconv.Itoa(c.DelayMillis), string(c.Unit), string(c.class()),
+			strconv.Itoa(c.Size), strconv.Itoa(c.DelayMillis), strconv.Itoa(c.LostPerThousand), string(c.Unit), string(c.class()),
 			samples, measured(s.Median), measured(s.Low), measured(s.High), measured(s.Confidence), measured(s.Min), measured(s.Max), measured(s.Spread),
 			known(s.Gap), known(s.Slirp4netns), known(s.Peer), s.BestPeer,
 			known(s.CPUPerGB), known(s.SystemCPUPerGB), measured(s.Steal), measured(s.Retransmits), measured(s.Loss), known(s.RSS),

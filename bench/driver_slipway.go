@@ -37,6 +37,11 @@ func slipwayMany(ctx context.Context, b *bed, l *lane) error {
 	return slipwayAttach(ctx, b, l, "--publish", fmt.Sprintf("%s:%s:%s", loopback, manyRange, manyRange))
 }
 
+func slipwayWide(ctx context.Context, b *bed, l *lane) error {
+	wide := fmt.Sprintf("%d-%d", firstPort, lastWidePort)
+	return slipwayAttach(ctx, b, l, "--publish", wide+":"+wide)
+}
+
 // slipwayRun is a container with published ports.
 func slipwayRun(ctx context.Context, b *bed, l *lane, options ...string) error {
 	refused := b.nextPort() // nobody listens behind it

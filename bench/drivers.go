@@ -33,6 +33,7 @@ type driver struct {
 	start    func(ctx context.Context, b *bed, l *lane) error
 	publish  func(ctx context.Context, b *bed, l *lane) error // the same with the lane's ports published
 	many     func(ctx context.Context, b *bed, l *lane) error // with those of firstPort to lastPort
+	wide     func(ctx context.Context, b *bed, l *lane) error // with those of firstPort to lastWidePort, on every address
 	reason   string                                           // why it is not measured though it is there
 }
 
@@ -41,7 +42,7 @@ func drivers() []driver {
 	return []driver{
 		{name: DriverHost, start: hostStart},
 		{name: DriverVeth, start: vethStart},
-		{name: DriverSlipway, start: slipwayStart, publish: slipwayPublish, many: slipwayMany},
+		{name: DriverSlipway, start: slipwayStart, publish: slipwayPublish, many: slipwayMany, wide: slipwayWide},
 		{name: DriverSlipwayPlain, start: slipwayPlainStart},
 		{name: DriverSlipwayTAP, publish: slipwayTAPPublish},
 		{name: DriverSlirp4netns, programs: []string{"slirp4netns"}, start: slirp4netnsStart, publish: slirp4netnsPublish, many: slirp4netnsMany},

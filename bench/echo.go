@@ -18,6 +18,9 @@ const (
 	echoClose = 'c' // it closes first, as a web server does: the TIME-WAIT is its own
 )
 
+// echoMost connections are served at a time; those beyond wait.
+const echoMost = 4096
+
 // patience of a client with an answer.
 const patience = 5 * time.Second
 
@@ -35,8 +38,7 @@ func serveEcho(addr string, out io.Writer) error {
 	if err := announce(out); err != nil {
 		return err
 	}
-	const most = 1024 // connections at a time; those beyond wait
-	room := make(chan struct{}, most)
+	room := make(chan struct{}, echoMost)
 	for {
 		room <- struct{}{}
 		conn, err := l.Accept()

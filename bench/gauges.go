@@ -15,8 +15,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 )
 
-// rowLabels tell one row from another; size and delay are empty where there is none.
-var rowLabels = []string{"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms"}
+// rowLabels tell one row from another; size, delay and loss are empty where there is none.
+var rowLabels = []string{"driver", "workload", "direction", "mtu", "streams", "size", "delay_ms", "lost_per_1000"}
 
 func rowDesc(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("slipway_bench_"+name, help, rowLabels, nil)
@@ -27,6 +27,7 @@ var (
 	bitsGauge    = rowDesc("bits_per_second", "Median of the payload's speed.")
 	rateGauge    = rowDesc("operations_per_second", "Median of the connections, requests, queries or pages in a second.")
 	timeGauge    = rowDesc("duration_seconds", "Median of the time that one operation, or getting ready, took.")
+	memoryGauge  = rowDesc("resident_memory_bytes", "Median of the memory of the network's own processes.")
 	cpuGauge     = rowDesc("cpu_seconds_per_gigabyte", "Median of the CPU seconds of the network's own processes for 10^9 bytes.")
 	systemGauge  = rowDesc("system_cpu_seconds_per_gigabyte", "The same of the whole machine.")
 	lossGauge    = rowDesc("loss_ratio", "Median of the share of datagrams that did not arrive.")
@@ -117,13 +118,13 @@ func (c Cell) collect(ch chan<- prometheus.Metric, r *Report) {
 		return strconv.Itoa(n)
 	}
 	labels := []string{
-		c.Driver, string(c.Workload), string(c.Direction), given(c.MTU), strconv.Itoa(c.Streams), given(c.Size), given(c.DelayMillis),
+		c.Driver, string(c.Workload), string(c.Direction), given(c.MTU), strconv.Itoa(c.Streams), given(c.Size), given(c.DelayMillis), given(c.LostPerThousand),
 	}
 	s := c.Summary
 	gauge := func(d *prometheus.Desc, v float64) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	byUnit := map[Unit]*prometheus.Desc{UnitBitsPerSecond: bitsGauge, UnitPerSecond: rateGauge, UnitSeconds: timeGauge}
+	byUnit := map[Unit]*prometheus.Desc{UnitBitsPerSecond: bitsGauge, UnitPerSecond: rateGauge, UnitSeconds: timeGauge, UnitBytes: memoryGauge}
 	gauge(byUnit[c.Unit], s.Median)
 	gauge(spreadGauge, s.Spread)
 	gauge(lastRun, float64(r.Environment.Time.Unix()))

@@ -29,7 +29,7 @@ type generated struct {
 
 // Generate does what iperf3 cannot, in the namespace that it is started in (slipway bench
 // generate): echo-server ADDR, latency ADDR SECONDS, connect ADDR SECONDS AT-ONCE,
-// dns-server ADDR, dns ADDR SECONDS AT-ONCE, path NAME NAME MILLISECONDS. A server ends
+// dns-server ADDR, dns ADDR SECONDS AT-ONCE, idle ADDR FLOWS, path NAME NAME MILLISECONDS LOST-PER-THOUSAND. A server ends
 // when it is killed.
 func Generate(args []string, out io.Writer) error {
 	kinds := map[string]struct {
@@ -38,7 +38,8 @@ func Generate(args []string, out io.Writer) error {
 	}{
 		"echo-server": {1, func(args []string) (*generated, error) { return nil, serveEcho(args[0], out) }},
 		"dns-server":  {1, func(args []string) (*generated, error) { return nil, serveDNS(args[0], out) }},
-		"path":        {3, func(args []string) (*generated, error) { return nil, servePath(args, out) }},
+		"idle":        {2, func(args []string) (*generated, error) { return nil, holdFlows(args, out) }},
+		"path":        {4, func(args []string) (*generated, error) { return nil, servePath(args, out) }},
 		"latency":     {2, askEach(generateLatency)},
 		"connect":     {3, askEach(generateConnects)},
 		"dns":         {3, askEach(generateQueries)},
@@ -67,13 +68,17 @@ func askEach(client func(dest netip.AddrPort, duration time.Duration, atOnce int
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errGenerate, err)
 		}
-		numbers := []int{0, 1}
-		for i, word := range args[1:] {
-			if numbers[i], err = strconv.Atoi(word); err != nil || numbers[i] < 1 {
-				return nil, fmt.Errorf("%w: %q: want a positive number", errGenerate, word)
+		seconds, err := strconv.ParseFloat(args[1], 64)
+		if err != nil || !(seconds > 0 && seconds <= maxDuration.Seconds()) {
+			return nil, fmt.Errorf("%w: %q: want a positive number of seconds", errGenerate, args[1])
+		}
+		atOnce := 1
+		if len(args) > 2 {
+			if atOnce, err = strconv.Atoi(args[2]); err != nil || atOnce < 1 {
+				return nil, fmt.Errorf("%w: %q: want a positive number", errGenerate, args[2])
 			}
 		}
-		return client(dest, time.Duration(numbers[0])*time.Second, numbers[1])
+		return client(dest, time.Duration(seconds*float64(time.Second)), atOnce)
 	}
 }
 
@@ -112,7 +117,7 @@ func anyAddress(port uint16) string {
 
 // askArgs are the arguments of a client of the generator.
 func askArgs(e ends, t timing) []string {
-	return []string{e.dest.String(), strconv.Itoa(int(t.seconds.Seconds()))}
+	return []string{e.dest.String(), strconv.FormatFloat(t.seconds.Seconds(), 'g', -1, 64)}
 }
 
 // announce that a server serves.

@@ -68,8 +68,43 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
+// TestIdle: memory is read while the flows of the row are open.
+func TestIdle(t *testing.T) {
+	b, l := &bed{self: "/proc/self/exe"}, &lane{}
+	defer l.shut()
+	if err := hostStart(t.Context(), b, l); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.run(l, []string{"sleep", "60"}, ""); err != nil {
+		t.Fatal(err)
+	}
+	const flows = 40
+	open := until(t.Context(), func() bool {
+		all, err := sockets(0)
+		if err != nil {
+			t.Error(err)
+		}
+		n := 0
+		for _, s := range all {
+			if !s.listens && s.remote == otherPort {
+				n++
+			}
+		}
+		return n == flows
+	})
+	r, err := b.idle(t.Context(), l, Cell{Driver: DriverHost, Workload: WorkloadIdle, Streams: flows})
+	if err != nil || r.rss == 0 {
+		t.Errorf("%d bytes, %v", r.rss, err)
+	}
+	select {
+	case <-open:
+	default:
+		t.Errorf("there never were %d flows", flows)
+	}
+}
+
 func TestGenerateBadInput(t *testing.T) {
-	for _, args := range [][]string{nil, {"latency"}, {"nothing", "1"}, {"latency", "1.2.3.4", "1"}, {"connect", "127.0.0.1:1", "0", "1"}, {"path", "a", "b", "x"}} {
+	for _, args := range [][]string{nil, {"latency"}, {"nothing", "1"}, {"latency", "1.2.3.4", "1"}, {"connect", "127.0.0.1:1", "0", "1"}, {"connect", "127.0.0.1:1", "NaN", "1"}, {"connect", "127.0.0.1:1", "1", "0"}, {"path", "a", "b", "x", "0"}, {"path", "a", "b", "1", "1001"}, {"idle", "127.0.0.1:1", "0"}, {"idle", "127.0.0.1:1", "1"}} {
 		var out bytes.Buffer
 		if err := Generate(args, &out); !errors.Is(err, errGenerate) || out.Len() > 0 {
 			t.Errorf("Generate(%q): %v and %q, want an errGenerate", args, err, out.String())

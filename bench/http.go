@@ -15,9 +15,12 @@ func nginxServer(b *bed, e ends, c Cell) command {
 	return command{in(e.server, b.programs["nginx"], "-p", b.dir, "-e", "/dev/stderr", "-c", filepath.Join(b.dir, "nginx.conf")), "start worker process"}
 }
 
+// pageSizes in bytes.
+var pageSizes = []int{100, 100_000}
+
 // writePages makes what nginx needs in the run's own directory.
 func (b *bed) writePages() error {
-	for _, size := range []int{100, 100_000} {
+	for _, size := range pageSizes {
 		name := filepath.Join(b.dir, strconv.Itoa(size))
 		if err := os.WriteFile(name, []byte(strings.Repeat("x", size)), 0o644); err != nil {
 			return fmt.Errorf("write a page of %d bytes: %w", size, err)

@@ -175,10 +175,8 @@ func (b *bed) rows(emit func(event)) []*row {
 
 // cannot says why a workload cannot be done here, "" when it can.
 func (b *bed) cannot(w Workload) string {
-	for _, name := range workOf(w).needs {
-		if b.programs[name] == "" {
-			return name + " is not installed"
-		}
+	if reason := b.lacks(w); reason != "" {
+		return reason
 	}
 	if w == WorkloadHTTP {
 		if err := b.writePages(); err != nil {
@@ -188,16 +186,26 @@ func (b *bed) cannot(w Workload) string {
 	return ""
 }
 
+// lacks names a program that a workload needs and that is not there, "" when all are.
+func (b *bed) lacks(w Workload) string {
+	for _, name := range workOf(w).needs {
+		if b.programs[name] == "" {
+			return name + " is not installed"
+		}
+	}
+	return ""
+}
+
 // reach makes the host that a row's connections lead to, where that is far away.
 func (b *bed) reach(ctx context.Context, distant *lane, c Cell) error {
-	if _, ok := b.far[c.DelayMillis]; ok || c.DelayMillis == 0 {
+	if _, ok := b.far[c.distance()]; ok || c.DelayMillis == 0 {
 		return nil
 	}
-	host, err := b.farHost(ctx, distant, c.DelayMillis)
+	host, err := b.farHost(ctx, distant, c.distance())
 	if err != nil {
 		return err
 	}
-	b.far[c.DelayMillis] = host
+	b.far[c.distance()] = host
 	return nil
 }
 
@@ -218,7 +226,7 @@ func (b *bed) open(ctx context.Context, l *lane, name string) ([]Program, error)
 
 // measureRow measures a row once, and gives it up after too many failures.
 func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event)) {
-	t := b.cfg.timing()
+	t := r.timing(b.cfg.timing())
 	if round == 0 {
 		t = warmupTiming
 	}

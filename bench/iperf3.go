@@ -11,8 +11,6 @@ import (
 )
 
 const (
-	// omit is the time at the start of each measurement that is not counted.
-	omit = time.Second
 	// warmup is how long each row runs in the round that is not counted.
 	warmup = time.Second
 	// listening is what iperf3's server prints once it can be connected to.

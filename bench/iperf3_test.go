@@ -69,7 +69,7 @@ func TestParseIperf3Errors(t *testing.T) {
 }
 
 func TestClientArgs(t *testing.T) {
-	b := &bed{iperf3: "iperf3", far: map[int]far{50: {address: netip.MustParseAddr("198.18.0.2")}}}
+	b := &bed{iperf3: "iperf3", far: map[distance]far{{50, 0}: {address: netip.MustParseAddr("198.18.0.2")}}}
 	host, toHost := lane{}, lane{}
 	if err := hostStart(t.Context(), b, &host); err != nil {
 		t.Fatal(err)

@@ -36,6 +36,22 @@ func (r *Report) writeMarkdown(w io.Writer, plots string) error {
 	for _, warning := range r.warnings() {
 		fmt.Fprintf(&b, "\n**Warning:** %s.\n", escapeMarkdown.Replace(warning))
 	}
+	if reached := r.Targets(); len(reached) > 0 {
+		fmt.Fprintf(&b, "\n## Targets\n\nWhat the project wants of itself, and what this run reached: %s. A figure is the median over rounds in which both rows that it is made of were measured, "+
+			"and a peer is the best of the others doing the same, at its best MTU.\n\n", summaryOf(reached))
+		markdownRow(&b, targetColumns...)
+		markdownRow(&b, "---", "---:", "---:", "---:", "---", "---")
+		for _, t := range reached {
+			line := t.line()
+			for i := range line {
+				line[i] = escapeMarkdown.Replace(line[i])
+			}
+			if t.Verdict == NotMet {
+				line[len(line)-1] = "**" + line[len(line)-1] + "**"
+			}
+			markdownRow(&b, line...)
+		}
+	}
 	for _, s := range r.sections() {
 		fmt.Fprintf(&b, "\n## %s\n", escapeMarkdown.Replace(s.Title()))
 		if _, rest, ok := strings.Cut(s.Heading(), ": "); ok {

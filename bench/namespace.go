@@ -55,7 +55,7 @@ func namespaceAttr(uid, gid int) *syscall.SysProcAttr {
 
 // enterNamespace makes the namespaces of pid 1 usable and returns the test bed.
 func enterNamespace(ctx context.Context, cfg Config) (*bed, error) {
-	b := &bed{cfg: cfg, dir: privateDir, versions: map[string]Program{}, far: map[int]far{}}
+	b := &bed{cfg: cfg, dir: privateDir, versions: map[string]Program{}, far: map[distance]far{}}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make mounts private: %w (is the use of user namespaces restricted? run: slipway doctor)", err)
 	}

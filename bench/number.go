@@ -20,6 +20,7 @@ func (u Unit) scale(value float64) (name string, factor float64) {
 		switch {
 		case u == UnitBitsPerSecond && p.factor >= 1 && value >= 0.1*p.factor,
 			u == UnitPerSecond && p.factor <= 1e3 && p.factor >= 1 && value >= 10*p.factor,
+			u == UnitBytes && p.factor >= 1 && value >= p.factor,
 			u == UnitSeconds && p.factor <= 1 && value >= p.factor:
 			return p.name, p.factor
 		}
@@ -40,7 +41,7 @@ func (u Unit) name(prefix string) string {
 
 // format gives a value of the unit with three significant digits, as in "21.0 Gbit/s".
 func (u Unit) format(value float64) string {
-	prefix, factor := u.scale(value)
+	prefix, factor := u.scale(math.Abs(value))
 	return digits(value/factor) + " " + u.name(prefix)
 }
 

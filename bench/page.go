@@ -31,11 +31,15 @@ type Page struct {
 	Cards    []PageCard
 	Columns  []string
 	Sections []PageSection
-	Warnings []string
-	Failures []string
-	Words    [][2]string // each with its meaning
-	Limits   []string
-	About    [][2]string // each with its name
+	// Targets are lines of a table with TargetColumns, TargetSummary says what became of them.
+	Targets       [][]string
+	TargetColumns []string
+	TargetSummary string
+	Warnings      []string
+	Failures      []string
+	Words         [][2]string // each with its meaning
+	Limits        []string
+	About         [][2]string // each with its name
 }
 
 // Page of the report.
@@ -57,6 +61,12 @@ func (r *Report) Page() Page {
 				card.Peers += times(c.Summary.Median/peer.Summary.Median) + " " + peer.Driver
 			}
 			p.Cards = append(p.Cards, card)
+		}
+	}
+	if reached := r.Targets(); len(reached) > 0 {
+		p.TargetColumns, p.TargetSummary = targetColumns, summaryOf(reached)
+		for _, t := range reached {
+			p.Targets = append(p.Targets, t.line())
 		}
 	}
 	used := map[class]bool{}

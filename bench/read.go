@@ -102,7 +102,7 @@ func (r *Report) validate() error {
 			}
 		}
 		switch c.Unit {
-		case UnitBitsPerSecond, UnitPerSecond, UnitSeconds:
+		case UnitBitsPerSecond, UnitPerSecond, UnitSeconds, UnitBytes:
 		default:
 			return fmt.Errorf("row %s: unknown unit %q", c.ID(), c.Unit)
 		}

@@ -171,7 +171,7 @@ func TestGauges(t *testing.T) {
 	const want = `
 # HELP slipway_bench_bits_per_second Median of the payload's speed.
 # TYPE slipway_bench_bits_per_second gauge
-slipway_bench_bits_per_second{delay_ms="",direction="loopback",driver="host",mtu="",size="",streams="1",workload="stream"} 5e+10
+slipway_bench_bits_per_second{delay_ms="",direction="loopback",driver="host",lost_per_1000="",mtu="",size="",streams="1",workload="stream"} 5e+10
 # HELP slipway_bench_unreadable_reports Files that are no report this program can read.
 # TYPE slipway_bench_unreadable_reports gauge
 slipway_bench_unreadable_reports 1

@@ -51,10 +51,11 @@ const (
 	UnitBitsPerSecond Unit = "bit/s" // of payload; more is better
 	UnitPerSecond     Unit = "1/s"   // connections, requests, queries, pages; more is better
 	UnitSeconds       Unit = "s"     // a latency or a time to get ready; less is better
+	UnitBytes         Unit = "B"     // of memory; less is better
 )
 
 // LessIsBetter says which of two values of the unit one would rather have.
-func (u Unit) LessIsBetter() bool { return u == UnitSeconds }
+func (u Unit) LessIsBetter() bool { return u == UnitSeconds || u == UnitBytes }
 
 // Report is one run: where, how, and every sample.
 type Report struct {
@@ -82,6 +83,7 @@ type Environment struct {
 
 // Method of a run.
 type Method struct {
+	Suite         string  `json:"suite,omitempty"` // its name
 	Seconds       float64 `json:"seconds"`
 	OmitSeconds   float64 `json:"omit_seconds"`
 	WarmupSeconds float64 `json:"warmup_seconds"`
@@ -103,8 +105,10 @@ type Cell struct {
 	// Size in bytes of one datagram, request or page; 0: the workload has none.
 	Size int `json:"size,omitempty"`
 	// DelayMillis is the round trip in milliseconds that was put in on purpose.
-	DelayMillis int  `json:"delay_ms,omitempty"`
-	Unit        Unit `json:"unit"`
+	DelayMillis int `json:"delay_ms,omitempty"`
+	// LostPerThousand packets are dropped each way on purpose, beside the delay.
+	LostPerThousand int  `json:"lost_per_1000,omitempty"`
+	Unit            Unit `json:"unit"`
 	// Commands that set the row up and measure it, as a person would type them.
 	Commands []string `json:"commands,omitempty"`
 	// Processes whose CPU time is counted, by their command lines.
@@ -186,6 +190,7 @@ func (c Cell) ID() string {
 		{"streams", c.Streams, 1},
 		{"size", c.Size, 0},
 		{"delay", c.DelayMillis, 0},
+		{"lost", c.LostPerThousand, 0},
 		{"mtu", c.MTU, ordinaryMTU},
 	} {
 		if d.value != 0 && d.value != d.ordinary {

@@ -20,7 +20,7 @@ const closeTimeout = 10 * time.Second
 // The error is nil when the run came to its end, however its rows went: see [Report.Failed].
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := &Report{Schema: SchemaVersion, Cells: cfg.cells(), Method: Method{
-		Seconds: cfg.Duration.Seconds(), OmitSeconds: omit.Seconds(), WarmupSeconds: warmup.Seconds(),
+		Suite: cfg.Suite, Seconds: cfg.Duration.Seconds(), OmitSeconds: cfg.Omit.Seconds(), WarmupSeconds: warmup.Seconds(),
 		Repetitions: cfg.Repetitions, MTU: first(cfg.MTUs), Streams: first(cfg.Streams), Command: cfg.Command,
 	}}
 	if err := cfg.Validate(); err != nil {

@@ -176,17 +176,17 @@ func (c Cell) kernel() bool { return c.Driver == DriverHost || c.Driver == Drive
 
 // conditions are what rows that can be divided by each other have in common.
 type conditions struct {
-	Workload    Workload
-	Direction   Direction
-	MTU         int
-	Streams     int
-	Size        int
-	DelayMillis int
-	Unit        Unit
+	Workload  Workload
+	Direction Direction
+	MTU       int
+	Streams   int
+	Size      int
+	Distance  distance
+	Unit      Unit
 }
 
 func (c Cell) conditions() conditions {
-	return conditions{c.Workload, c.Direction, c.MTU, c.Streams, c.Size, c.DelayMillis, c.Unit}
+	return conditions{c.Workload, c.Direction, c.MTU, c.Streams, c.Size, c.distance(), c.Unit}
 }
 
 // reference is the row of the host that a row is divided by, nil when there is none: the
@@ -199,7 +199,7 @@ func (r *Report) reference(c Cell) *Cell {
 		if h.Driver != DriverHost || h.Unit != c.Unit || !h.divisible() {
 			continue
 		}
-		if h.Workload == c.Workload && h.Streams == c.Streams && h.Size == c.Size && h.DelayMillis == c.DelayMillis {
+		if h.Workload == c.Workload && h.Streams == c.Streams && h.Size == c.Size && h.distance() == c.distance() {
 			return h
 		}
 		if h.Workload == WorkloadStream && h.Streams == 1 && h.DelayMillis == 0 {

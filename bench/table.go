@@ -63,6 +63,12 @@ var headings = map[Workload]map[Direction]string{
 	WorkloadPublish1000: {
 		DirectionDown: "1000 published ports: from the start of the program to all of them open",
 	},
+	WorkloadPublish10000: {
+		DirectionDown: "10000 published ports: the same, each of them on every address of the host",
+	},
+	WorkloadIdle: {
+		DirectionUp: "Idle memory: resident, of all processes of the network, while nothing happens",
+	},
 }
 
 // column of a table: what the terminal, Markdown and HTML show of a row.
@@ -160,9 +166,11 @@ func (r *Report) conditions(c Cell) string {
 			parts = append(parts, fmt.Sprintf(format, value))
 		}
 	}
-	add(c.Streams > 1, "%d streams", c.Streams)
+	add(c.Streams > 1 && c.Workload != WorkloadIdle, "%d streams", c.Streams)
+	add(c.Streams > 0 && c.Workload == WorkloadIdle, "%d open flows", c.Streams)
 	add(c.Size > 0, "%d bytes", c.Size)
 	add(c.DelayMillis > 0, "%d ms round trip", c.DelayMillis)
+	add(c.LostPerThousand > 0, "%d of 1000 packets lost", c.LostPerThousand)
 	add(c.MTU > 0 && c.MTU != r.Method.MTU, "MTU %d", c.MTU)
 	return strings.Join(parts, ", ")
 }
@@ -250,6 +258,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 			}
 		}
 	}
+	r.writeTargets(&b)
 	b.WriteByte('\n')
 	for _, column := range columns {
 		fmt.Fprintf(&b, "%-13s  %s\n", column.title, column.legend)
@@ -264,6 +273,32 @@ func (r *Report) WriteTable(w io.Writer) error {
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
+}
+
+// writeTargets writes the table of targets, where the report is one of them.
+func (r *Report) writeTargets(b *strings.Builder) {
+	reached := r.Targets()
+	if len(reached) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\nTargets: %s\n", summaryOf(reached))
+	lines := [][]string{targetColumns}
+	for _, t := range reached {
+		lines = append(lines, t.line())
+	}
+	widths := make([]int, len(targetColumns))
+	for _, line := range lines {
+		for i, text := range line {
+			widths[i] = max(widths[i], utf8.RuneCountInString(text))
+		}
+	}
+	for _, line := range lines {
+		text := "  " + line[0] + strings.Repeat(" ", widths[0]-utf8.RuneCountInString(line[0]))
+		for i, word := range line[1:] {
+			text += padLeft(word, widths[i+1]+2)
+		}
+		fmt.Fprintln(b, strings.TrimRight(text, " "))
+	}
 }
 
 func padLeft(text string, width int) string {

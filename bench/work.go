@@ -31,12 +31,13 @@ type work struct {
 	fresh bool // the driver is started anew, and that is what is measured
 	tcp   bool // its connections can be looked at while it runs
 	brief bool // each of them for less time than a look takes
+	fine  bool // it can be measured for parts of a second
 	// extra is how long it takes beyond the time of one measurement; whole: at all.
 	extra, whole time.Duration
 }
 
 // overhead of starting and ending a server and a client.
-const overhead = 400 * time.Millisecond
+const overhead = 200 * time.Millisecond
 
 // workOf a workload.
 func workOf(w Workload) work {
@@ -46,19 +47,21 @@ func workOf(w Workload) work {
 	case WorkloadUDPLossless:
 		return work{ask: iperf3Datagrams, search: searchLossless, whole: searchSteps * (searchTime + overhead)}
 	case WorkloadLatency:
-		return work{serve: echoServer, ask: latencyClient, read: parseGenerated, other: true, tcp: true, extra: overhead}
+		return work{serve: echoServer, ask: latencyClient, read: parseGenerated, other: true, tcp: true, fine: true, extra: overhead}
 	case WorkloadLatencyLoaded:
 		return work{serve: echoServer, ask: latencyClient, read: parseGenerated, load: iperf3Load, other: true, tcp: true, extra: 2*overhead + loadLead}
 	case WorkloadConnect:
-		return work{serve: echoServer, ask: connectClient, read: parseGenerated, other: true, tcp: true, brief: true, extra: overhead}
+		return work{serve: echoServer, ask: connectClient, read: parseGenerated, other: true, tcp: true, brief: true, fine: true, extra: overhead}
 	case WorkloadHTTP:
 		return work{serve: nginxServer, ask: wrkClient, read: parseWrk, other: true, tcp: true, needs: []string{"nginx", "wrk"}, extra: overhead}
 	case WorkloadDNS:
-		return work{serve: dnsServer, ask: dnsClient, read: parseGenerated, other: true, extra: overhead}
+		return work{serve: dnsServer, ask: dnsClient, read: parseGenerated, other: true, fine: true, extra: overhead}
 	case WorkloadStart:
-		return work{fresh: true, whole: time.Second}
-	case WorkloadPublish1000:
-		return work{fresh: true, whole: 3 * time.Second}
+		return work{fresh: true, fine: true, whole: time.Second}
+	case WorkloadPublish1000, WorkloadPublish10000:
+		return work{fresh: true, fine: true, whole: 3 * time.Second}
+	case WorkloadIdle:
+		return work{fresh: true, fine: true, whole: time.Second + idleWait}
 	default: // WorkloadStream, WorkloadPublished
 		return work{serve: iperf3Server, ask: iperf3Stream, read: parseIperf3, tcp: true, extra: overhead}
 	}

@@ -37,7 +37,16 @@ type Exporter struct {
 	registry *prometheus.Registry // of the process' own metrics
 	slots    chan struct{}        // one for each scrape at a time
 	server   *http.Server
+
+	mu       sync.Mutex // guards the following fields
+	own      bytes.Buffer
+	gathered time.Time // when own was; zero: never
 }
+
+// processAge is how long the process' own metrics are used again. To gather them costs
+// more than all the rest: without /proc, open descriptors are counted by poll(2) on
+// thousands of numbers.
+const processAge = time.Second
 
 // New makes an exporter with a registry of its own. version is that of Slipway.
 func New(src Source, version string) *Exporter {
@@ -93,15 +102,28 @@ func (e *Exporter) appendTo(b *bytes.Buffer) error {
 	snapshot := text(b.AvailableBuffer())
 	e.src.Snapshot().appendTo(&snapshot)
 	b.Write(snapshot)
-	families, err := e.registry.Gather()
-	if err != nil {
-		return fmt.Errorf("gather the process' metrics: %w", err)
-	}
-	for _, f := range families {
-		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
-			return fmt.Errorf("write the process' metrics: %w", err)
+	return e.appendProcess(b)
+}
+
+// appendProcess writes the process' own metrics, at most processAge old.
+func (e *Exporter) appendProcess(b *bytes.Buffer) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.gathered.IsZero() || time.Since(e.gathered) >= processAge {
+		families, err := e.registry.Gather()
+		if err != nil {
+			return fmt.Errorf("gather the process' metrics: %w", err)
 		}
+		e.own.Reset()
+		e.gathered = time.Time{} // until it is whole
+		for _, f := range families {
+			if _, err := expfmt.MetricFamilyToText(&e.own, f); err != nil {
+				return fmt.Errorf("write the process' metrics: %w", err)
+			}
+		}
+		e.gathered = time.Now()
 	}
+	b.Write(e.own.Bytes())
 	return nil
 }
 

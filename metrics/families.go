@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 )
 
 // namespace is the first word of every name that is ours.
@@ -165,27 +165,51 @@ func (l portLabels) compare(m portLabels) int {
 		cmp.Compare(l.containerPort, m.containerPort), cmp.Compare(l.path, m.path))
 }
 
-// netstackFamilies are those of gVisor's counters, which are known only when they are
-// seen: name to *family.
-var netstackFamilies sync.Map
+// netstackSeries are gVisor's counters in the order of writing. They are known only when
+// they are seen, and then stay the same: what it takes to sort them is paid once.
+type netstackSeries []struct {
+	key string
+	*family
+}
+
+var lastNetstack atomic.Pointer[netstackSeries]
+
+// areThose of the values, all of them and no others.
+func (n netstackSeries) areThose(values map[string]uint64) bool {
+	if len(n) != len(values) {
+		return false
+	}
+	for _, one := range n {
+		if _, ok := values[one.key]; !ok {
+			return false
+		}
+	}
+	return true
+}
 
 // netstack writes gVisor's counters under their own names.
 func (t *text) netstack(values map[string]uint64) {
-	values = bounded(values, maxNetstack)
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		t.counter(netstackFamily(key), values[key])
+	series := lastNetstack.Load()
+	if series == nil || !series.areThose(values) {
+		values = bounded(values, maxNetstack)
+		series = &netstackSeries{}
+		for _, key := range slices.Sorted(maps.Keys(values)) {
+			*series = append(*series, struct {
+				key string
+				*family
+			}{key, netstackFamily(key)})
+		}
+		lastNetstack.Store(series)
+	}
+	for _, one := range *series {
+		t.counter(one.family, values[one.key])
 	}
 }
 
 func netstackFamily(key string) *family {
-	if f, known := netstackFamilies.Load(key); known {
-		return f.(*family) //nolint:forcetypeassert // nothing else is put there
-	}
 	help := "gVisor's " + key + ", see tcpip.Stats."
-	f := counter("netstack_"+key+"_total", help)
 	if netstackGauges[key] {
-		f = gauge("netstack_"+key, help)
+		return gauge("netstack_"+key, help)
 	}
-	netstackFamilies.Store(key, f)
-	return f
+	return counter("netstack_"+key+"_total", help)
 }

@@ -13,10 +13,11 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"slipway/bench"
 )
 
 func init() { helpers["agent"] = serveAgent }
@@ -109,8 +110,9 @@ type agentState struct {
 	pings     net.PacketConn
 	pages     pages
 
-	pathPassed, pathDropped atomic.Int64 // packets of path
-	calmFlood               func() int   // ends a flood
+	path        *bench.Path
+	pathDropped int64      // packets, until the last pathrest
+	calmFlood   func() int // ends a flood
 }
 
 // serveAgent is the agent. It ends with its standard input.
@@ -151,7 +153,7 @@ func serveAgent([]string) error {
 		"answer":     agentAnswer,
 		"interface":  agentInterface,
 		"resolve":    agentResolve,
-		"path":       s.path,
+		"path":       s.agentPath,
 		"pathrest":   s.pathRest,
 		"bulkserver": agentBulkServer,
 		"bulk":       agentBulk,

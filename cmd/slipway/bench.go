@@ -21,7 +21,8 @@ import (
 func newBenchCmd() *cobra.Command {
 	var (
 		cfg     bench.Config
-		seconds int
+		seconds float64
+		omit    int
 		o       benchOptions
 	)
 	suites := bench.Suites()
@@ -50,7 +51,8 @@ The suites choose the rows, and the other options change what a suite begins wit
 			}
 			cfg.Slipway, cfg.Version = self, cmd.Root().Version
 			cfg.Command = strings.Join(append([]string{"slipway"}, os.Args[1:]...), " ")
-			cfg.Duration = time.Duration(seconds) * time.Second
+			cfg.Duration = time.Duration(seconds * float64(time.Second))
+			cfg.Omit = time.Duration(omit) * time.Second
 			cfg.Only = rowNames(cfg.Only)
 			suite, err := bench.LookSuite(cfg.Suite)
 			if err != nil {
@@ -59,6 +61,9 @@ The suites choose the rows, and the other options change what a suite begins wit
 			changed := cmd.Flags().Changed
 			if !changed("seconds") {
 				cfg.Duration = suite.Duration
+			}
+			if !changed("omit") {
+				cfg.Omit = suite.Omit
 			}
 			if !changed("repetitions") {
 				cfg.Repetitions = suite.Repetitions
@@ -74,7 +79,8 @@ The suites choose the rows, and the other options change what a suite begins wit
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&cfg.Suite, "suite", suites[0].Name, "rows to measure and how: "+strings.Join(suiteNames(suites), ", "))
-	flags.IntVar(&seconds, "seconds", 4, "length of one measurement; iperf3 runs a second longer, which is not counted")
+	flags.Float64Var(&seconds, "seconds", 4, "length of one measurement; parts of a second for latency, connect and dns only")
+	flags.IntVar(&omit, "omit", 1, "seconds that iperf3 runs longer with TCP, at the start of each measurement, which are not counted")
 	flags.IntVar(&cfg.Repetitions, "repetitions", 5, "measurements of each row, after one warm-up")
 	flags.IntSliceVar(&cfg.MTUs, "mtu", []int{1500}, "MTUs of the container's link in bytes, for every driver")
 	flags.IntSliceVar(&cfg.Streams, "streams", []int{1}, "numbers of TCP connections at a time")

@@ -38,13 +38,16 @@ func inPairs(costs [2]func() float64) pairedCost {
 			pair[which] = costs[which]()
 			out.each[which] += pair[which] / costPairs
 		}
-		more := pair[1]/pair[0] - 1
+		// Of quotients themselves the mean is too large, by the variance of what they are
+		// divided by; of their logarithms it is not.
+		more := math.Log(pair[1] / pair[0])
 		sum += more
 		squares += more * more
 	}
-	out.more = sum / costPairs
-	deviation := math.Sqrt((squares - costPairs*out.more*out.more) / (costPairs - 1))
-	out.bound = out.more + studentT*deviation/math.Sqrt(costPairs)
+	mean := sum / costPairs
+	deviation := math.Sqrt((squares - costPairs*mean*mean) / (costPairs - 1))
+	out.more = math.Expm1(mean)
+	out.bound = math.Expm1(mean + studentT*deviation/math.Sqrt(costPairs))
 	return out
 }
 

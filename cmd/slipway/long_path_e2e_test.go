@@ -18,20 +18,16 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"slipway/bench"
 )
 
-// The long path: it takes a packet half the round trip to get to the other end, after it
-// has waited for those before it to be sent at the rate. What does not fit into the queue
-// is dropped. The rate is low enough that the path is the limit, whatever else the
-// machine does, and the queue holds what is under way in a round trip, as that of a good
-// router does.
+// The long path. The rate is low enough that the path is the limit, whatever else the
+// machine does.
 const (
 	longRTT  = 100 * time.Millisecond
 	longRate = 200_000_000 / 8 // bytes a second, 2.5 MB a round trip
-	longRoom = longRTT         // of the queue, in time at the rate
 
-	// pathPackets bounds the packets of one direction, of whatever size.
+	// pathPackets that wait for the path's program in the queue of a device.
 	pathPackets = 1 << 14
 )
 
@@ -41,119 +37,31 @@ var (
 	pathFar  = netip.MustParsePrefix("192.0.2.80/24")
 )
 
-// lane is one direction of a path between two TUN devices.
-type lane struct {
-	from, to *os.File
-	delay    time.Duration
-	rate     float64 // bytes a second
-	room     time.Duration
-	queue    chan pathPacket
-	spare    chan []byte // buffers of packets that have arrived
-
-	passed, dropped *atomic.Int64
-}
-
-type pathPacket struct {
-	due  time.Time
-	data []byte
-}
-
-// enter takes packets from the kernel. They leave in the order in which they came, so
-// the queue is one of times too.
-func (l *lane) enter() error {
-	var sent time.Time // when the last byte of all before is sent
-	b := make([]byte, 1<<16)
-	for {
-		n, err := l.from.Read(b)
-		if err != nil {
-			return err
-		}
-		now := time.Now()
-		if sent.Before(now) {
-			sent = now
-		}
-		if sent.Sub(now) > l.room {
-			l.dropped.Add(1)
-			continue
-		}
-		sent = sent.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
-		var data []byte
-		select {
-		case data = <-l.spare:
-		default:
-		}
-		select {
-		case l.queue <- pathPacket{sent.Add(l.delay), append(data[:0], b[:n]...)}:
-		default:
-			l.dropped.Add(1)
-		}
-	}
-}
-
-// leave hands packets to the other kernel when they are due.
-func (l *lane) leave() error {
-	for p := range l.queue {
-		time.Sleep(time.Until(p.due)) // this is the path
-		switch _, err := l.to.Write(p.data); {
-		case errors.Is(err, unix.EIO): // the device is down
-			l.dropped.Add(1)
-		case err != nil:
-			return err
-		default:
-			l.passed.Add(1)
-		}
-		select {
-		case l.spare <- p.data:
-		default:
-		}
-	}
-	return nil
-}
-
 // agentPath: path NAME NAME makes two TUN devices with the long path between them, which
 // lasts until the agent ends, wherever the devices go.
-func (s *agentState) path(args []string) (string, error) {
-	var ends [2]*os.File
-	for i, name := range args[:2] {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return "", fmt.Errorf("open /dev/net/tun: %w", err)
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return "", err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-			return "", fmt.Errorf("make TUN %s: %w", name, err)
-		}
-		ends[i] = os.NewFile(uintptr(fd), name)
+func (s *agentState) agentPath(args []string) (string, error) {
+	s.path = &bench.Path{RoundTrip: longRTT, Rate: longRate}
+	if err := s.path.Open(args[0], args[1]); err != nil {
+		return "", err
 	}
-	for i, from := range ends {
-		l := &lane{
-			from: from, to: ends[1-i], delay: longRTT / 2, rate: longRate, room: longRoom,
-			queue: make(chan pathPacket, pathPackets), spare: make(chan []byte, pathPackets),
-			passed: &s.pathPassed, dropped: &s.pathDropped,
+	go func() {
+		if err := s.path.Run(); err != nil {
+			fmt.Fprintf(os.Stderr, "path: %v\n", err)
+			os.Exit(1)
 		}
-		for _, run := range []func() error{l.enter, l.leave} {
-			go func() {
-				if err := run(); err != nil {
-					fmt.Fprintf(os.Stderr, "path: %v\n", err)
-					os.Exit(1)
-				}
-			}()
-		}
-	}
+	}()
 	return "", nil
 }
 
 // pathRest: pathrest waits until nothing has been under way for two round trips, and
 // returns how many packets were dropped since the last time.
 func (s *agentState) pathRest([]string) (string, error) {
-	for before := int64(-1); before != s.pathPassed.Load(); time.Sleep(2 * longRTT) {
-		before = s.pathPassed.Load()
+	for before := int64(-1); before != s.path.Passed(); time.Sleep(2 * longRTT) {
+		before = s.path.Passed()
 	}
-	return strconv.FormatInt(s.pathDropped.Swap(0), 10), nil
+	dropped := s.path.Dropped()
+	s.pathDropped, dropped = dropped, dropped-s.pathDropped
+	return strconv.FormatInt(dropped, 10), nil
 }
 
 // A bulk server is told in one byte which way bytes shall flow, and in eight for how long.
