@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-bench test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
@@ -45,7 +45,7 @@ build: ## build bin/slipway (static), bin/slirp4netns as a link to it, and bin/s
 demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
 	@sh .make/demo.sh
 
-test: deps-tests build vet test-unit test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
+test: deps-tests build vet test-unit test-bench test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
 
 vet: ## go vet, also of the end-to-end tests, and the arm64 build
 	$(GO) vet $(PACKAGES)
@@ -55,6 +55,9 @@ vet: ## go vet, also of the end-to-end tests, and the arm64 build
 
 test-unit: ## unit tests
 	$(GO) test $(PACKAGES)
+
+test-bench: ## every Go benchmark for a few iterations, to see that they run
+	$(GO) test -run '^$$' -bench . -benchtime 20x $(PACKAGES)
 
 test-race: ## unit tests with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
