@@ -15,13 +15,13 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost compare-pairs test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-bench test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost compare-pairs test-clients integrity integrity-race fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
 	@echo
 	@sed -n 's/^\([a-z][a-z0-9-]*\):[^#]*## \(.*\)/\1	\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+		while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'First time here? make demo'
 
@@ -45,7 +45,7 @@ build: ## build bin/slipway (static), bin/slirp4netns as a link to it, and bin/s
 demo: deps build ## a rootless web server, its port published, iperf3 both ways, the gap table
 	@sh .make/demo.sh
 
-test: deps-tests build vet test-unit test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
+test: deps-tests build vet test-unit test-bench test-e2e test-clients ## everything that must pass: vet, unit, end-to-end and clients' tests
 
 vet: ## go vet, also of the end-to-end tests, and the arm64 build
 	$(GO) vet $(PACKAGES)
@@ -56,13 +56,16 @@ vet: ## go vet, also of the end-to-end tests, and the arm64 build
 test-unit: ## unit tests
 	$(GO) test $(PACKAGES)
 
+test-bench: ## every Go benchmark for a few iterations, to see that they run
+	$(GO) test -run '^$$' -bench . -benchtime 20x $(PACKAGES)
+
 test-race: ## unit tests with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
 
 test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
 
-conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
+conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what, with offloads and plain frames, locked up and not
 	@E2EFLAGS='-test.parallel 6 -test.run TestConformance' sh .make/e2e.sh
 
 flood: build ## a guest that floods its network: others' throughput, memory, counters (3 minutes)
@@ -89,8 +92,12 @@ compare-pairs: build ## bench compare on 20 pairs of runs of one build, and 20 o
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh
 
-integrity: build ## 1 GiB each way over every path, MTU and device, as you and, for root, as a user (12 minutes)
+integrity: build ## 1 GiB each way over every path, MTU and device, and 64 flows of 64 MiB, as you and, for root, as a user (25 minutes)
 	@SLIPWAY_E2E_BYTES=1073741824 E2EFLAGS='-test.run TestIntegrity -test.timeout 60m' sh .make/e2e.sh
+
+integrity-race: build ## 64 flows of 4 MiB and flows that are reset, on a bin/slipway-race built with the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -o bin/slipway-race ./cmd/slipway
+	@SLIPWAY_E2E_SANDBOX=off E2EFLAGS='-test.run TestIntegrity/mtu=/flows=64|TestForeignBytes -test.timeout 30m' sh .make/e2e.sh
 
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@sh .make/fuzz.sh $(FUZZTIME)

@@ -9,12 +9,17 @@
 #   e2e.sh                      all but what has a target of its own; E2EFLAGS='-test.run NAME' for a part
 #   e2e.sh --inside WHO TMP     one of the two; e2e.sh calls itself so
 #
+# With SLIPWAY_E2E_SANDBOX=off, bin/slipway-race is tested, which was built with the race detector, and its engines run
+# with --sandbox off: a program with cgo cannot lock itself down.
+#
 # E2EFLAGS are words:
 # shellcheck disable=SC2086
 set -eu
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export CGO_ENABLED=0
 go=${GO:-go}
+# What has a target of its own.
+but='-test.skip TestComparePairs|TestConformance|TestFlood|TestLockedCost|TestLongPath|TestScrape|TestStall'
 name=slipway-e2e
 
 . .make/private.sh
@@ -25,7 +30,7 @@ inside_root() { # TMP
 	cd cmd/slipway
 	SLIPWAY_BIN=$1/slipway
 	export SLIPWAY_BIN
-	run e2e root "$1" "$1/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:--test.skip TestComparePairs|TestConformance|TestFlood|TestLockedCost|TestLongPath|TestScrape|TestStall}
+	run e2e root "$1" "$1/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:-$but}
 }
 
 inside_user() { # TMP
@@ -41,7 +46,8 @@ inside_user() { # TMP
 		setpriv --reuid "$id" --regid "$id" --init-groups --inh-caps=-all \
 		env -i PATH="$PATH" LANG=C.UTF-8 USER="$name" HOME="$1/home" XDG_RUNTIME_DIR="$1/run" \
 		SLIPWAY_BIN="$1/slipway" SLIPWAY_E2E_BYTES="${SLIPWAY_E2E_BYTES:-}" SLIPWAY_E2E_SECONDS="${SLIPWAY_E2E_SECONDS:-}" \
-		"$1/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:--test.skip TestComparePairs|TestConformance|TestFlood|TestLockedCost|TestLongPath|TestScrape|TestStall}
+		SLIPWAY_E2E_SANDBOX="${SLIPWAY_E2E_SANDBOX:-}" \
+		"$1/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:-$but}
 }
 
 if [ "${1:-}" = --inside ]; then
@@ -59,12 +65,15 @@ trap 'exit 143' TERM
 chmod 0755 "$tmp"
 "$go" test -c -tags e2e -o "$tmp/e2e.test" ./cmd/slipway
 cp bin/slipway bin/slipway-plot "$tmp"
+if [ "${SLIPWAY_E2E_SANDBOX:-}" = off ]; then
+	cp bin/slipway-race "$tmp/slipway"
+fi
 
 if [ "$(id -u)" -ne 0 ]; then
 	cd cmd/slipway
 	SLIPWAY_BIN=$tmp/slipway
 	export SLIPWAY_BIN
-	run e2e user "$tmp" "$tmp/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:--test.skip TestComparePairs|TestConformance|TestFlood|TestLockedCost|TestLongPath|TestScrape|TestStall}
+	run e2e user "$tmp" "$tmp/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:-$but}
 	exit
 fi
 failed=0

@@ -81,7 +81,9 @@ func (b *bed) program(ctx context.Context, path string) Program {
 		return p
 	}
 	if slices.Contains(slices.Collect(maps.Values(b.programs)), path) {
-		p.Version = firstLine(output(ctx, path, "--version"))
+		say, cancel := context.WithTimeout(ctx, sayTimeout)
+		p.Version = firstLine(output(say, path, "--version"))
+		cancel()
 	}
 	name, packaged := owner(ctx, path)
 	switch name {

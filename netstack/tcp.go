@@ -254,11 +254,18 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 	t.shake(req)
 	tooLong := time.AfterFunc(handshakeTime, func() { req.cancel(errUnfinished) })
 	defer tooLong.Stop()
-	handshake := make(chan struct{})
-	stop := context.AfterFunc(req.ctx, func() { t.abort(req.id, handshake) })
+	handshake, aborted := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(req.ctx, func() {
+		defer close(aborted)
+		t.abort(req.id, handshake)
+	})
 	ep, terr := r.CreateEndpoint(queue)
 	close(handshake)
-	stop()
+	if !stop() {
+		// One who aborts may have looked just before the handshake was finished. It must not
+		// purge a receive queue that the relay has lent to the kernel.
+		<-aborted
+	}
 	r.Complete(false)
 	if terr != nil {
 		t.s.stats.handshakesFailed.Add(1)

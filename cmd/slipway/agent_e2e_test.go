@@ -42,6 +42,9 @@ type reply struct {
 func newAgent(t *testing.T, options ...string) *agent {
 	t.Helper()
 	args := append([]string{"run", "--rm", "-i"}, withHelper(t, "agent")...)
+	if sandboxOff() {
+		args = append(args, "--sandbox", "off")
+	}
 	args = append(append(args, options...), "host", "/e2e")
 	return startAgent(t, exec.Command(os.Getenv("SLIPWAY_BIN"), args...))
 }
@@ -109,6 +112,7 @@ type agentState struct {
 	sockets   []net.Conn // of spread
 	pings     net.PacketConn
 	pages     pages
+	mix       *mixServer
 
 	path        *bench.Path
 	pathDropped int64      // packets, until the last pathrest
@@ -134,6 +138,9 @@ func serveAgent([]string) error {
 		"many":       agentMany,
 		"spread":     s.spread,
 		"swap":       s.swap,
+		"mix":        agentMix,
+		"servemix":   s.serveMix,
+		"mixed":      s.mixed,
 		"hold":       s.hold,
 		"exec":       agentExec,
 		"write":      agentWrite,

@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/link/pipe"
+	"gvisor.dev/gvisor/pkg/tcpip/link/qdisc/fifo"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -35,13 +36,13 @@ type pair struct {
 	guest, ours *stack.Stack
 }
 
-func newStack(t *testing.T, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack {
+func newStack(t testing.TB, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack {
 	t.Helper()
 	s := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 	})
-	if err := s.CreateNIC(1, ep); err != nil {
+	if err := s.CreateNICWithOptions(1, ep, stack.NICOptions{QDisc: fifo.New(ep, 1, 1000)}); err != nil {
 		t.Fatalf("create NIC: %s", err)
 	}
 	err := s.AddProtocolAddress(1, tcpip.ProtocolAddress{
@@ -55,7 +56,7 @@ func newStack(t *testing.T, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack
 	return s
 }
 
-func newPair(t *testing.T) *pair {
+func newPair(t testing.TB) *pair {
 	t.Helper()
 	a, b := pipe.New("\x02\x00\x00\x00\x00\x01", "\x02\x00\x00\x00\x00\x02", 1500)
 	p := &pair{guest: newStack(t, a, guestAddr), ours: newStack(t, b, hostAddr)}
@@ -79,7 +80,7 @@ type flowTest struct {
 
 // newFlow connects a guest through Run to a socket of the host. ctx ends the
 // relay.
-func newFlow(ctx context.Context, t *testing.T) *flowTest {
+func newFlow(ctx context.Context, t testing.TB) *flowTest {
 	t.Helper()
 	p := newPair(t)
 	f := &flowTest{done: make(chan error, 1)}
