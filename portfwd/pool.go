@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"slipway/netstack/relay"
 )
 
@@ -29,19 +31,21 @@ const (
 // another process to make one. fill runs in the background as long as its context.
 type pool struct {
 	family int
-	ready  chan *os.File
+	ready  chan int      // descriptors
 	low    chan struct{} // says that ready is half empty
 	failed atomic.Uint64 // calls of Sockets, or sockets, that were no good
 	ns     Namespace
 	log    *slog.Logger
+
+	refilled func() // called when ready has more
 }
 
-func newPool(ns Namespace, family, size int, log *slog.Logger) *pool {
-	return &pool{family: family, ready: make(chan *os.File, size), low: make(chan struct{}, 1), ns: ns, log: log}
+func newPool(ns Namespace, family, size int, refilled func(), log *slog.Logger) *pool {
+	return &pool{refilled: refilled, family: family, ready: make(chan int, size), low: make(chan struct{}, 1), ns: ns, log: log}
 }
 
-// take returns a socket, which the caller closes, or ctx's error.
-func (p *pool) take(ctx context.Context) (*os.File, error) {
+// take returns a socket, which the caller closes, and false when there is none.
+func (p *pool) take() (fd int, ok bool) {
 	if len(p.ready) <= cap(p.ready)/2 {
 		select {
 		case p.low <- struct{}{}:
@@ -49,10 +53,10 @@ func (p *pool) take(ctx context.Context) (*os.File, error) {
 		}
 	}
 	select {
-	case f := <-p.ready:
-		return f, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("no socket in the container's namespace: %w", ctx.Err())
+	case fd = <-p.ready:
+		return fd, true
+	default:
+		return -1, false
 	}
 }
 
@@ -96,21 +100,53 @@ func (p *pool) add(ctx context.Context, n int) error {
 		if err == nil {
 			err = relay.CheckSocket(f, p.family)
 		}
+		var fd int
 		if err == nil && n > 0 {
-			p.ready <- f
+			fd, err = own(f)
+		}
+		if err == nil && n > 0 {
+			p.ready <- fd
 			n--
-			continue
 		}
 		_ = f.Close()
 	}
+	p.refilled()
 	return err
+}
+
+// own returns a descriptor of a socket that the runtime's poller does not know, ready to
+// be connected.
+func own(f *os.File) (int, error) {
+	fd, err := duplicate(f)
+	if err != nil {
+		return -1, err
+	}
+	if err := relay.Prepare(fd); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// duplicate returns another descriptor of f.
+func duplicate(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if cerr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); cerr != nil {
+		return -1, cerr
+	}
+	return fd, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 }
 
 func (p *pool) drain() {
 	for {
 		select {
-		case f := <-p.ready:
-			_ = f.Close()
+		case fd := <-p.ready:
+			_ = unix.Close(fd)
 		default:
 			return
 		}

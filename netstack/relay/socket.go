@@ -1,0 +1,59 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// CheckSocket says whether a descriptor that another process handed over is what
+// it should be, a TCP socket of family unix.AF_INET or unix.AF_INET6: what comes
+// from inside a container's namespaces is not believed unseen.
+func CheckSocket(sock *os.File, family int) error {
+	rc, err := sock.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("check socket: %w", err)
+	}
+	var bad error
+	err = rc.Control(func(fd uintptr) {
+		for _, want := range []struct {
+			name       string
+			opt, value int
+		}{
+			{"SO_DOMAIN", unix.SO_DOMAIN, family},
+			{"SO_TYPE", unix.SO_TYPE, unix.SOCK_STREAM},
+			{"SO_PROTOCOL", unix.SO_PROTOCOL, unix.IPPROTO_TCP},
+		} {
+			got, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, want.opt)
+			if err != nil {
+				bad = fmt.Errorf("check socket: %w", os.NewSyscallError("getsockopt "+want.name, err))
+				return
+			}
+			if got != want.value {
+				bad = fmt.Errorf("check socket: %s is %d, want %d: %w", want.name, got, want.value, unix.EPROTOTYPE)
+				return
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("check socket: %w", err)
+	}
+	return bad
+}
+
+// Address returns where a TCP socket is bound. An IPv4 address that an IPv6 socket
+// has comes as it is, mapped.
+func Address(fd int) (netip.AddrPort, error) {
+	var a unix.RawSockaddrInet6
+	size := uint32(unsafe.Sizeof(a))
+	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&a)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", errno)
+	}
+	if a.Family != unix.AF_INET && a.Family != unix.AF_INET6 {
+		return netip.AddrPort{}, fmt.Errorf("address: family %d is no internet one: %w", a.Family, unix.EAFNOSUPPORT)
+	}
+	return readAddress(&a), nil
+}
