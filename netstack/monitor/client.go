@@ -44,7 +44,7 @@ type StartMessage struct {
 	Device    *os.File
 	Offload   tap.Offload
 	MAC       net.HardwareAddr // of the device's other end: the container's
-	Listeners [][]*os.File     // as Config.Listen, non-blocking
+	Listeners [][]*os.File     // as Config.Listen; who serves one makes it non-blocking
 	Kernel    bool             // Client.Sockets may be asked
 	Restarts  int              // engines before this one
 	Container string           // Config.Container
