@@ -113,6 +113,29 @@ func TestKernelShowsClient(t *testing.T) {
 	eventually(t, "no connection is open", func() bool { return w.stats().Open == 0 })
 }
 
+// TestKernelOneSocket: a socket of both families shows clients of both as they are.
+func TestKernelOneSocket(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, l := range w.guest.listen(t, "10.0.2.100:80", "[fd00::100]:80") {
+		serve(t, l, sayPeer)
+	}
+	if _, err := w.m.Add(tcp("", 8081, 80), files(t, w.host.listenEverywhere(t, "8081"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ from, to, seen string }{
+		{"198.51.100.7:4000", "198.51.100.1:8081", "198.51.100.7:4000"},
+		{"127.0.0.1:4001", "127.0.0.1:8081", "10.0.2.2:4001"},
+		{"[2001:db8::7]:4004", "[2001:db8::1]:8081", "[2001:db8::7]:4004"},
+	} {
+		if got := readAll(t, w.host.dial(t, tc.from, tc.to)); got != tc.seen {
+			t.Errorf("from %s the container saw %s, want %s", tc.from, got, tc.seen)
+		}
+	}
+	if got, want := w.m.List()[1].String(), "0.0.0.0:8081->80/tcp, [::]:8081->80/tcp"; got != want {
+		t.Errorf("String: %q, want %q", got, want)
+	}
+}
+
 // TestKernelSamePort: two flows of one client port, to two addresses of the host,
 // cannot have the same source towards the container.
 func TestKernelSamePort(t *testing.T) {
@@ -399,6 +422,20 @@ func TestKernelSocketTrouble(t *testing.T) {
 		if _, err := f.Stat(); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("a strange socket was kept: %v", err)
 		}
+	}
+}
+
+// TestKernelRush: a pool that is emptied again and again makes more at a time.
+func TestKernelRush(t *testing.T) {
+	w := newWorld(t, nil)
+	serve(t, w.guest.listen(t, "10.0.2.100:80")[0], sayPeer)
+	sockets := w.m.pools[unix.AF_INET]
+	eventually(t, "the pool has grown", func() bool {
+		readAll(t, w.host.dial(t, "", "127.0.0.1:8080"))
+		return sockets.size.Load() > sockets.least
+	})
+	if n := cap(sockets.ready); n != 8*growth {
+		t.Errorf("room for %d sockets, want %d", n, 8*growth)
 	}
 }
 

@@ -38,14 +38,14 @@ type Limits struct {
 	// reset. Default 4096.
 	Connections int
 	// Sockets is how many sockets of each family are kept ready in the namespace, at
-	// most 128. Default 64.
+	// most 512. Default 64, and up to eight times as many while clients come in a rush.
 	Sockets int
 	// Connect is how long the container has to answer. Default 10 s.
 	Connect time.Duration
 }
 
 // maxSockets is what one call of Namespace.Sockets may be asked for.
-const maxSockets = 128
+const maxSockets = 512
 
 // maxLoops bounds the threads of the kernel path.
 const maxLoops = 8

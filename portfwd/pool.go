@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,10 +28,20 @@ const (
 	maxPause = time.Second
 )
 
+// A pool that runs low again within rush makes twice as many sockets at a time, up to
+// growth times its size, and half as many after a quieter time: another process is made
+// for each batch, which costs as much as 100 sockets.
+const (
+	rush   = 100 * time.Millisecond
+	growth = 8
+)
+
 // pool keeps sockets of one family ready, so that a connection does not wait for
 // another process to make one. fill runs in the background as long as its context.
 type pool struct {
 	family int
+	size   atomic.Int32  // how many it keeps at the moment
+	least  int32         // of size
 	ready  chan int      // descriptors
 	low    chan struct{} // says that ready is half empty
 	failed atomic.Uint64 // calls of Sockets, or sockets, that were no good
@@ -41,12 +52,27 @@ type pool struct {
 }
 
 func newPool(ns Namespace, family, size int, refilled func(), log *slog.Logger) *pool {
-	return &pool{refilled: refilled, family: family, ready: make(chan int, size), low: make(chan struct{}, 1), ns: ns, log: log}
+	p := &pool{
+		family: family, least: int32(size), ready: make(chan int, max(size, min(size*growth, maxSockets, affordable()))), low: make(chan struct{}, 1),
+		ns: ns, log: log, refilled: refilled,
+	}
+	p.size.Store(p.least)
+	return p
+}
+
+// affordable is how many sockets a pool may keep so that the limit of open files leaves
+// most of them to connections.
+func affordable() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 0
+	}
+	return int(min(files.Cur, 1<<20) / 16)
 }
 
 // take returns a socket, which the caller closes, and false when there is none.
 func (p *pool) take() (fd int, ok bool) {
-	if len(p.ready) <= cap(p.ready)/2 {
+	if len(p.ready) <= int(p.size.Load())/2 {
 		select {
 		case p.low <- struct{}{}:
 		default: // fill knows
@@ -65,7 +91,7 @@ func (p *pool) fill(ctx context.Context) {
 	defer p.drain()
 	var pause time.Duration
 	for {
-		for n := cap(p.ready) - len(p.ready); n > 0; n = cap(p.ready) - len(p.ready) {
+		for n := p.missing(); n > 0; n = p.missing() {
 			err := p.add(ctx, n)
 			if ctx.Err() != nil {
 				return
@@ -82,13 +108,23 @@ func (p *pool) fill(ctx context.Context) {
 				return
 			}
 		}
+		filled := time.Now()
 		select {
 		case <-p.low:
 		case <-ctx.Done():
 			return
 		}
+		size := p.size.Load()
+		if time.Since(filled) < rush {
+			size = min(2*size, int32(cap(p.ready)))
+		} else {
+			size = max(size/2, p.least)
+		}
+		p.size.Store(size)
 	}
 }
+
+func (p *pool) missing() int { return int(p.size.Load()) - len(p.ready) }
 
 // add asks for n sockets, for which ready has room.
 func (p *pool) add(ctx context.Context, n int) error {

@@ -70,9 +70,25 @@ func (p *port) serveTAP(f *os.File) error {
 		return errors.Join(fmt.Errorf("%v is not a TCP socket", l.Addr()), l.Close())
 	}
 	p.listeners = append(p.listeners, tcp)
-	p.bound = append(p.bound, tcp.Addr().(*net.TCPAddr).AddrPort())
+	bound, err := boundTo(f)
+	if err != nil {
+		return err
+	}
+	p.bound = append(p.bound, bound...)
 	p.m.tasks.Go(func() { p.accept(tcp) })
 	return nil
+}
+
+// boundTo is where f is bound.
+func boundTo(f *os.File) (bound []netip.AddrPort, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { bound, err = relay.Addresses(int(fd)) }); cerr != nil {
+		return nil, cerr
+	}
+	return bound, err
 }
 
 // serveKernel serves the clients of f by the kernel path.
@@ -81,7 +97,7 @@ func (p *port) serveKernel(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	bound, err := relay.Address(fd)
+	bound, err := relay.Addresses(fd)
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
@@ -91,7 +107,7 @@ func (p *port) serveKernel(f *os.File) error {
 		return err
 	}
 	p.listeners = append(p.listeners, v)
-	p.bound = append(p.bound, bound)
+	p.bound = append(p.bound, bound...)
 	return nil
 }
 

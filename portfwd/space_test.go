@@ -171,6 +171,23 @@ func (s *space) listen(t *testing.T, addrs ...string) []*net.TCPListener {
 	return out
 }
 
+// listenEverywhere opens one listener of both families.
+func (s *space) listenEverywhere(t *testing.T, port string) *net.TCPListener {
+	t.Helper()
+	var out net.Listener
+	err := s.do(func() (err error) {
+		var plain net.ListenConfig
+		plain.SetMultipathTCP(false)
+		out, err = plain.Listen(t.Context(), "tcp", ":"+port)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { out.Close() })
+	return out.(*net.TCPListener)
+}
+
 func listenTCP(addr string) (*net.TCPListener, error) {
 	a, err := netip.ParseAddrPort(addr)
 	if err != nil {

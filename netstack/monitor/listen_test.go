@@ -98,6 +98,37 @@ func TestListenGroup(t *testing.T) {
 	}
 }
 
+// TestListenEverywhere: one TCP socket serves both families where it can be had, two do
+// where only the IPv4 one is free.
+func TestListenEverywhere(t *testing.T) {
+	ls, err := listenAll([]Listen{{Network: "tcp", Addrs: addrs("0.0.0.0:0", "[::]:0")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ls.close()
+	bound := ls[0].bound
+	if len(bound) != 2 || bound[0].Addr() != netip.IPv4Unspecified() || bound[1].Addr() != netip.IPv6Unspecified() || bound[0].Port() == 0 || bound[0].Port() != bound[1].Port() {
+		t.Fatalf("bound to %v", bound)
+	}
+	if len(ls[0].fds) != 1 {
+		t.Errorf("%d sockets, want 1", len(ls[0].fds))
+	}
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr(host), bound[0].Port()).String())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		c.Close()
+	}
+	at := bound[0].String()
+	_, err = listenAll([]Listen{{Network: "tcp", Addrs: addrs(at, bound[1].String())}})
+	var failure *ListenError
+	if !errors.As(err, &failure) || failure.Addr != at || !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("listen once more: %v, want EADDRINUSE at %s", err, at)
+	}
+}
+
 func TestListenErrors(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -44,16 +44,27 @@ func CheckSocket(sock *os.File, family int) error {
 	return bad
 }
 
-// Address returns where a TCP socket is bound. An IPv4 address that an IPv6 socket
-// has comes as it is, mapped.
-func Address(fd int) (netip.AddrPort, error) {
+// Addresses returns where a TCP socket is bound: one address, or both unspecified ones
+// for an IPv6 socket that serves IPv4 too (IPV6_V6ONLY in ipv6(7)).
+func Addresses(fd int) ([]netip.AddrPort, error) {
 	var a unix.RawSockaddrInet6
 	size := uint32(unsafe.Sizeof(a))
 	if _, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&a)), uintptr(unsafe.Pointer(&size))); errno != 0 {
-		return netip.AddrPort{}, os.NewSyscallError("getsockname", errno)
+		return nil, os.NewSyscallError("getsockname", errno)
 	}
 	if a.Family != unix.AF_INET && a.Family != unix.AF_INET6 {
-		return netip.AddrPort{}, fmt.Errorf("address: family %d is no internet one: %w", a.Family, unix.EAFNOSUPPORT)
+		return nil, fmt.Errorf("address: family %d is no internet one: %w", a.Family, unix.EAFNOSUPPORT)
 	}
-	return readAddress(&a), nil
+	at := readAddress(&a)
+	if at.Addr() != netip.IPv6Unspecified() {
+		return []netip.AddrPort{at}, nil
+	}
+	only, err := unix.GetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY)
+	if err != nil {
+		return nil, os.NewSyscallError("getsockopt IPV6_V6ONLY", err)
+	}
+	if only != 0 {
+		return []netip.AddrPort{at}, nil
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port()), at}, nil
 }
