@@ -30,6 +30,7 @@ const (
 	WorkloadDNS           Workload = "dns"            // queries to a resolver on the host, by UDP
 	WorkloadStart         Workload = "start"          // from the driver's start to its being ready
 	WorkloadPublish1000   Workload = "publish-1000"   // the same, with 1000 TCP ports to publish
+	WorkloadPublish10000  Workload = "publish-10000"  // with 10,000
 )
 
 // DirectionBoth is into the container and out of it at once; its value is the sum.
@@ -134,6 +135,7 @@ func fullBlocks(c Config) []block {
 		{workload: WorkloadDNS, directions: oneWay, drivers: hostAndMain, mtus: first, streams: []int{atOnce}},
 		{workload: WorkloadStart, directions: oneWay, drivers: mainDrivers, mtus: first, streams: one},
 		{workload: WorkloadPublish1000, directions: []Direction{DirectionDown}, drivers: mainDrivers, mtus: first, streams: one},
+		{workload: WorkloadPublish10000, directions: []Direction{DirectionDown}, drivers: []string{DriverSlipway, DriverPasta}, mtus: first, streams: one},
 	}
 }
 
@@ -183,7 +185,7 @@ func (k block) cells() []Cell {
 
 func unitOf(w Workload) Unit {
 	switch w {
-	case WorkloadLatency, WorkloadLatencyLoaded, WorkloadStart, WorkloadPublish1000:
+	case WorkloadLatency, WorkloadLatencyLoaded, WorkloadStart, WorkloadPublish1000, WorkloadPublish10000:
 		return UnitSeconds
 	case WorkloadConnect, WorkloadHTTP, WorkloadDNS:
 		return UnitPerSecond

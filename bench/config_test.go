@@ -77,7 +77,7 @@ func TestSuites(t *testing.T) {
 			d, w := lookDriver(c.Driver), workOf(c.Workload)
 			able := d.start
 			switch {
-			case c.Workload == WorkloadPublish1000:
+			case manyPorts(c.Workload) > 0:
 				able = d.many
 			case sideOf(c) == sideHost:
 				able = d.publish

@@ -60,5 +60,5 @@ func pastaPublish(ctx context.Context, b *bed, l *lane) error {
 }
 
 func pastaMany(ctx context.Context, b *bed, l *lane) error {
-	return pastaWith(ctx, b, l, loopback.String()+"/"+manyRange)
+	return pastaWith(ctx, b, l, loopback.String()+"/"+l.portRange())
 }

@@ -34,7 +34,7 @@ func slipwayPlainStart(ctx context.Context, b *bed, l *lane) error {
 }
 
 func slipwayMany(ctx context.Context, b *bed, l *lane) error {
-	return slipwayAttach(ctx, b, l, "--publish", fmt.Sprintf("%s:%s:%s", loopback, manyRange, manyRange))
+	return slipwayAttach(ctx, b, l, "--publish", fmt.Sprintf("%s:%s:%s", loopback, l.portRange(), l.portRange()))
 }
 
 // slipwayRun is a container with published ports.

@@ -54,7 +54,7 @@ func slirp4netnsPublish(ctx context.Context, b *bed, l *lane) error {
 
 func slirp4netnsMany(ctx context.Context, b *bed, l *lane) error {
 	var ports []port
-	for p := uint16(firstPort); p <= lastPort; p++ {
+	for p := uint16(firstPort); int(p) <= l.lastPort; p++ {
 		ports = append(ports, port{p, p})
 	}
 	return slirp4netnsForward(ctx, b, l, ports)

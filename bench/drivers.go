@@ -32,7 +32,7 @@ type driver struct {
 	programs []string // by the names of [PeerPrograms], the first is what has to run; none: Slipway or the kernel
 	start    func(ctx context.Context, b *bed, l *lane) error
 	publish  func(ctx context.Context, b *bed, l *lane) error // the same with the lane's ports published
-	many     func(ctx context.Context, b *bed, l *lane) error // with those of firstPort to lastPort
+	many     func(ctx context.Context, b *bed, l *lane) error // with the ports of firstPort to the lane's lastPort
 	reason   string                                           // why it is not measured though it is there
 }
 
@@ -171,8 +171,10 @@ func (b *bed) ready(ctx context.Context, l *lane, args []string) error {
 	return l.drivers[0].await(ctx, ready)
 }
 
-// manyRange are the ports from firstPort to lastPort, as people write them.
-var manyRange = strconv.Itoa(firstPort) + "-" + strconv.Itoa(lastPort)
+// portRange are the ports from firstPort to lastPort, as people write them.
+func (l *lane) portRange() string {
+	return strconv.Itoa(firstPort) + "-" + strconv.Itoa(l.lastPort)
+}
 
 // shown is a command as a person would type it.
 func shown(args []string) string { return strings.Join(args, " ") }

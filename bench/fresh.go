@@ -11,26 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A thousand published ports.
-const (
-	manyPorts = 1000
-	firstPort = 20000
-	lastPort  = firstPort + manyPorts - 1
-)
+// firstPort is the first of many published ports.
+const firstPort = 20000
+
+// manyPorts is how many ports a row publishes, 0 for one that is not about that.
+func manyPorts(w Workload) int {
+	switch w {
+	case WorkloadPublish1000:
+		return 1000
+	case WorkloadPublish10000:
+		return 10_000
+	}
+	return 0
+}
 
 // measureFresh starts the driver of a row on a new container and says how long it took
 // until it was ready, and what memory it has then.
 func (b *bed) measureFresh(ctx context.Context, c Cell, w work) (Sample, error) {
 	d := lookDriver(c.Driver)
 	start := d.start
-	if c.Workload == WorkloadPublish1000 {
+	many := manyPorts(c.Workload)
+	if many > 0 {
 		start = d.many
 	}
 	program, reason := b.find(d)
 	if reason != "" {
 		return Sample{}, fmt.Errorf("%s: %s", c.Driver, reason)
 	}
-	l := &lane{side: sideOf(c), mtu: c.MTU, program: program}
+	l := &lane{side: sideOf(c), mtu: c.MTU, program: program, lastPort: firstPort + many - 1}
 	defer l.shut()
 	machine, err := readMachine()
 	if err != nil {
@@ -40,9 +48,9 @@ func (b *bed) measureFresh(ctx context.Context, c Cell, w work) (Sample, error) 
 		return Sample{}, l.because(err)
 	}
 	l.ready = time.Since(l.began)
-	if c.Workload == WorkloadPublish1000 {
+	if many > 0 {
 		// Each of them: a driver may say that it is ready and still be at it.
-		for port := firstPort; port <= lastPort; port++ {
+		for port := firstPort; port <= l.lastPort; port++ {
 			if err := answers(ctx, netip.AddrPortFrom(loopback, uint16(port))); err != nil {
 				return Sample{}, l.because(fmt.Errorf("a published port: %w", err))
 			}

@@ -27,7 +27,7 @@ func sideOf(c Cell) side {
 	switch {
 	case c.Driver == DriverHost:
 		return sideContainer
-	case c.Workload == WorkloadPublished, c.Workload == WorkloadPublish1000:
+	case c.Workload == WorkloadPublished, manyPorts(c.Workload) > 0:
 		return sideHost
 	case c.Workload != WorkloadStream && c.Workload != WorkloadUDP && c.Workload != WorkloadUDPLossless && c.Direction == DirectionDown:
 		return sideHost
@@ -49,6 +49,7 @@ type lane struct {
 	reverse   Direction      // the direction in which the server sends
 	program   string         // path of the program that the driver has to run; "": none
 	ports     []port         // that are published
+	lastPort  int            // of a driver's many, which begin with firstPort
 	drivers   []*process     // whose CPU time counts; none: nobody's
 	tap       bool           // every byte passes the container's device
 	began     time.Time      // when the driver was started

@@ -63,6 +63,9 @@ var headings = map[Workload]map[Direction]string{
 	WorkloadPublish1000: {
 		DirectionDown: "1000 published ports: from the start of the program to all of them open",
 	},
+	WorkloadPublish10000: {
+		DirectionDown: "10,000 published ports: from the start of the program to all of them open",
+	},
 }
 
 // column of a table: what the terminal, Markdown and HTML show of a row.

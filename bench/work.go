@@ -59,6 +59,8 @@ func workOf(w Workload) work {
 		return work{fresh: true, whole: time.Second}
 	case WorkloadPublish1000:
 		return work{fresh: true, whole: 3 * time.Second}
+	case WorkloadPublish10000:
+		return work{fresh: true, whole: 10 * time.Second}
 	default: // WorkloadStream, WorkloadPublished
 		return work{serve: iperf3Server, ask: iperf3Stream, read: parseIperf3, tcp: true, extra: overhead}
 	}
