@@ -196,9 +196,10 @@ func (p *pair) checkAlarm(side int) {
 	}
 }
 
-// ended passes the end of a direction on as a half close.
+// ended passes the end of a direction on as a half close. After the other direction
+// closing does the same, and a side that is dead was only read to its end.
 func (p *pair) ended(from int) {
-	if p.err == nil { // else the other side is dead, and is only read to its end
+	if p.err == nil && !p.dir[1-from].over {
 		if err := unix.Shutdown(p.fd[1-from], unix.SHUT_WR); err != nil {
 			p.writeFailed(from, fmt.Errorf("splice: half close: %w", err))
 			return
