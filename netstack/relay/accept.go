@@ -45,7 +45,8 @@ func (l *loop) forget(v *Serving) {
 }
 
 // accept connects the clients that wait.
-func (l *loop) accept(v *Serving, now time.Time) {
+func (l *loop) accept(v *Serving) {
+	var now time.Time
 	for range acceptBatch {
 		size := uint32(unsafe.Sizeof(l.address))
 		fd, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(v.fd), uintptr(unsafe.Pointer(&l.address)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
@@ -56,7 +57,7 @@ func (l *loop) accept(v *Serving, now time.Time) {
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 			v.port.AcceptFailed(os.NewSyscallError("accept4", errno))
 			_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, v.fd, nil)
-			l.paused = append(l.paused, pause{v, now.Add(acceptPause)})
+			l.paused = append(l.paused, pause{v, time.Now().Add(acceptPause)})
 			return
 		default:
 			continue // an error of a connection that has gone already, see accept(2)
@@ -66,6 +67,9 @@ func (l *loop) accept(v *Serving, now time.Time) {
 		if ways.N == 0 {
 			reset(int(fd))
 			continue
+		}
+		if now.IsZero() {
+			now = time.Now()
 		}
 		p := &pair{loop: l, port: v.port, fd: [2]int{int(fd), -1}, slot: noSlot, ways: ways, deadline: now.Add(l.s.cfg.Connect)}
 		p.dial()

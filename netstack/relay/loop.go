@@ -85,7 +85,6 @@ func (l *loop) post(f func()) bool {
 func (l *loop) run() {
 	for !l.stopped {
 		n := l.wait()
-		now := time.Now()
 		for i := range n {
 			e := &l.events[i]
 			switch {
@@ -93,7 +92,7 @@ func (l *loop) run() {
 				l.takePosted()
 			case e.Fd <= listenerSlot:
 				if v := l.s.serving(listenerSlot - e.Fd); v != nil {
-					l.accept(v, now)
+					l.accept(v)
 				}
 			default:
 				if s := &l.slots[e.Fd]; s.pair != nil && s.generation == e.Pad>>1 {
@@ -102,7 +101,9 @@ func (l *loop) run() {
 			}
 		}
 		l.turn()
-		l.expire(now)
+		if l.dialing.first != nil || len(l.paused) > 0 {
+			l.expire(time.Now())
+		}
 	}
 	l.end()
 }
