@@ -214,7 +214,7 @@ func connect(ctx context.Context, sock *os.File, src, dst netip.AddrPort) error 
 		}
 		// Called again, it says how the first call ended, connect(2).
 		result = unix.Connect(int(fd), sockaddr(dst))
-		return result != unix.EINPROGRESS && result != unix.EALREADY
+		return !errors.Is(result, unix.EINPROGRESS) && !errors.Is(result, unix.EALREADY)
 	})
 	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		return ctx.Err()

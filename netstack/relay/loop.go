@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -26,6 +27,8 @@ const listenerSlot = -2
 type loop struct {
 	s           *Splicer
 	epoll, wake int
+
+	idle atomic.Bool // it waits, and nothing is ready
 
 	mu     sync.Mutex // guards the following fields
 	posted []func()
@@ -118,7 +121,9 @@ func (l *loop) wait() int {
 		}
 		return int(n)
 	}
+	l.idle.Store(true)
 	n, err := unix.EpollWait(l.epoll, l.events[:], l.timeout())
+	l.idle.Store(false)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		// Only a bad descriptor or a bad argument can be the cause, neither of which goes away.
 		panic(fmt.Sprintf("epoll_wait: %v", err))
@@ -161,7 +166,7 @@ func (l *loop) turn() {
 	n := len(l.busy)
 	for _, p := range l.busy[:n] {
 		p.queued = false
-		if !p.closed {
+		if !p.closed && (n == 1 || !p.moveOn()) {
 			p.pumpBoth()
 		}
 	}

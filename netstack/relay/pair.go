@@ -3,6 +3,7 @@ package relay
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 )
 
 const (
+	// moveBytes are how many bytes a pair moves in one loop at least.
+	moveBytes = 16 << 20
 	// copyBytes is the buffer of the copying path, which serves small messages, the
 	// first bytes of every burst, and everything while no pipe is to be had.
 	copyBytes = 64 << 10
@@ -62,7 +65,8 @@ type pair struct {
 	watched                [2]uint32 // events, by side
 	alarm                  [2]bool   // epoll told of an error, by side
 	dir                    [2]direction
-	err                    error // why the pair has to be reset
+	settled                uint64 // bytes that were moved when the pair came to its loop
+	err                    error  // why the pair has to be reset
 }
 
 const noSlot = -1
@@ -129,6 +133,44 @@ func (p *pair) event(side int, events uint32) {
 	}
 	if events&^unix.EPOLLIN != 0 && !p.closed && p.dir[1-side].n > 0 {
 		p.pump(1 - side)
+	}
+}
+
+// moveOn gives a pair that has much to move to a loop that has nothing to do: the
+// kernel spreads clients by who waits when they come, not by what they will move. It
+// reports false when there is no such loop.
+func (p *pair) moveOn() bool {
+	moved := p.dir[client].moved + p.dir[guest].moved
+	if moved < p.settled+moveBytes {
+		return false
+	}
+	l := p.loop
+	i := slices.IndexFunc(l.s.loops, func(to *loop) bool { return to.idle.Load() })
+	if i < 0 {
+		return false
+	}
+	p.settled = moved
+	for side, fd := range p.fd {
+		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+		p.watched[side] = 0
+	}
+	l.give(p.slot)
+	p.slot = noSlot
+	to := l.s.loops[i]
+	if !to.post(func() { p.settle(to) }) {
+		p.abort(ErrStopped)
+	}
+	return true
+}
+
+// settle goes on in another loop, with what is ready.
+func (p *pair) settle(l *loop) {
+	p.loop = l
+	for side := range p.fd {
+		if errno := p.watch(side, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLET); errno != 0 {
+			p.abort(os.NewSyscallError("epoll_ctl", errno))
+			return
+		}
 	}
 }
 

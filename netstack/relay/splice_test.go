@@ -467,6 +467,68 @@ func BenchmarkSplice(b *testing.B) {
 	}
 }
 
+// TestSpliceSpreads: pairs with much to move do not stay in one loop.
+func TestSpliceSpreads(t *testing.T) {
+	s := newSplicer(t, &fresh{}, patience)
+	const pairs, size = 4, 256 << 20
+	sums := make(chan error, 2*pairs)
+	for i := range pairs {
+		client, a := loopbackPair(t)
+		guest, b := loopbackPair(t)
+		client.SetDeadline(time.Time{})
+		relayed(t, s, a, b, newRecord(nil))
+		piece := make([]byte, 128<<10)
+		rand.New(rand.NewSource(int64(i))).Read(piece)
+		go func() {
+			for range size / len(piece) {
+				if _, err := client.Write(piece); err != nil {
+					sums <- err
+					return
+				}
+			}
+			sums <- client.CloseWrite()
+		}()
+		go func() {
+			got := make([]byte, len(piece))
+			for n := range size / len(piece) {
+				if _, err := io.ReadFull(guest, got); err != nil {
+					sums <- err
+					return
+				}
+				if !bytes.Equal(got, piece) {
+					sums <- fmt.Errorf("pair %d: piece %d is not what was sent", i, n)
+					return
+				}
+			}
+			_, err := guest.Read(got)
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			sums <- err
+		}()
+	}
+	eventually(t, "another loop has a pair", func() bool {
+		seen := make(chan int)
+		if !s.loops[1].post(func() {
+			n := 0
+			for _, slot := range s.loops[1].slots {
+				if slot.pair != nil {
+					n++
+				}
+			}
+			seen <- n
+		}) {
+			t.Fatal("the loop has ended")
+		}
+		return <-seen > 0
+	})
+	for range 2 * pairs {
+		if err := <-sums; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // BenchmarkSpliceMessage sends a message through the relay and has it answered.
 func BenchmarkSpliceMessage(b *testing.B) {
 	client, x := loopbackPair(b)
