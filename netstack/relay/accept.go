@@ -54,13 +54,13 @@ func (l *loop) accept(v *Serving) {
 		case 0:
 		case unix.EAGAIN:
 			return
-		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		case unix.ECONNABORTED, unix.EPROTO, unix.EINTR:
+			continue // a connection that has gone already, see accept(2)
+		default: // EMFILE, ENFILE, ENOBUFS, ENOMEM
 			v.port.AcceptFailed(os.NewSyscallError("accept4", errno))
 			_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, v.fd, nil)
 			l.paused = append(l.paused, pause{v, time.Now().Add(acceptPause)})
 			return
-		default:
-			continue // an error of a connection that has gone already, see accept(2)
 		}
 		client := readAddress(&l.address)
 		ways := v.port.Admit(client)

@@ -795,6 +795,47 @@ func TestServeWaitsForSockets(t *testing.T) {
 	}
 }
 
+// TestServeWithoutDescriptors: a client waits in the backlog until there are some.
+func TestServeWithoutDescriptors(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := newRecord(nil)
+	r.ways = Ways{1, [2]Way{{netip.MustParseAddrPort("127.0.0.2:0"), l.Addr().(*net.TCPAddr).AddrPort()}}}
+	at, _ := serving(t, newSplicer(t, &fresh{}, patience), r)
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(client)
+	var files unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &files); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &files, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	defer restore()
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: files.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "accept fails", func() bool { return r.accepts.Load() > 0 })
+	restore()
+	peer, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	eventually(t, "the connection is counted", func() bool { return r.connected.Load() == 1 })
+}
+
 // TestServeNobody: a client that is not admitted is reset.
 func TestServeNobody(t *testing.T) {
 	at, _ := serving(t, newSplicer(t, &fresh{}, patience), newRecord(nil))
