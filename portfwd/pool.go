@@ -72,7 +72,7 @@ func affordable() int {
 
 // take returns a socket, which the caller closes, and false when there is none.
 func (p *pool) take() (fd int, ok bool) {
-	if len(p.ready) <= int(p.size.Load())/2 {
+	if p.runsLow() {
 		select {
 		case p.low <- struct{}{}:
 		default: // fill knows
@@ -91,8 +91,9 @@ func (p *pool) fill(ctx context.Context) {
 	defer p.drain()
 	var pause time.Duration
 	for {
-		for n := p.missing(); n > 0; n = p.missing() {
-			err := p.add(ctx, n)
+		// What is taken meanwhile is not worth another process, unless it is half again.
+		for p.runsLow() {
+			err := p.add(ctx, int(p.size.Load())-len(p.ready))
 			if ctx.Err() != nil {
 				return
 			}
@@ -109,10 +110,12 @@ func (p *pool) fill(ctx context.Context) {
 			}
 		}
 		filled := time.Now()
-		select {
-		case <-p.low:
-		case <-ctx.Done():
-			return
+		for !p.runsLow() { // else the word is from before
+			select {
+			case <-p.low:
+			case <-ctx.Done():
+				return
+			}
 		}
 		size := p.size.Load()
 		if time.Since(filled) < rush {
@@ -124,7 +127,7 @@ func (p *pool) fill(ctx context.Context) {
 	}
 }
 
-func (p *pool) missing() int { return int(p.size.Load()) - len(p.ready) }
+func (p *pool) runsLow() bool { return len(p.ready) <= int(p.size.Load())/2 }
 
 // add asks for n sockets, for which ready has room.
 func (p *pool) add(ctx context.Context, n int) error {

@@ -26,7 +26,8 @@ type Port interface {
 	// when no way led to the container; err is then why, an errno, os.ErrDeadlineExceeded
 	// or ErrStopped.
 	Ended(connected *Counts, err error)
-	// AcceptFailed says that accept(2) failed for want of descriptors or memory.
+	// AcceptFailed says that accept(2) failed for want of descriptors or memory. Clients
+	// stay in the backlog for a while.
 	AcceptFailed(err error)
 	// Moved is where bytes are counted as they are delivered.
 	Moved() *Bytes
