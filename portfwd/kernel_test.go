@@ -9,7 +9,6 @@ import (
 	"math/rand"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -374,10 +373,10 @@ func TestKernelClose(t *testing.T) {
 // troubled is a Namespace that fails in several ways before it works.
 type troubled struct {
 	Namespace
-	trouble chan func(family, n int) ([]*os.File, error)
+	trouble chan func(family, n int) ([]int, error)
 }
 
-func (n troubled) Sockets(ctx context.Context, family, count int) ([]*os.File, error) {
+func (n troubled) Sockets(ctx context.Context, family, count int) ([]int, error) {
 	select {
 	case f := <-n.trouble:
 		return f(family, count)
@@ -387,25 +386,28 @@ func (n troubled) Sockets(ctx context.Context, family, count int) ([]*os.File, e
 }
 
 func TestKernelSocketTrouble(t *testing.T) {
-	trouble := make(chan func(int, int) ([]*os.File, error), 10)
-	var strange []*os.File
-	open := func(family, kind int) *os.File {
+	trouble := make(chan func(int, int) ([]int, error), 10)
+	strange := map[int]uint64{} // inodes by descriptor, whose number may be in use again
+	open := func(family, kind int) int {
 		fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Error(err)
-			return nil
+			return -1
 		}
-		f := os.NewFile(uintptr(fd), "strange")
-		strange = append(strange, f)
-		return f
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			t.Error(err)
+		}
+		strange[fd] = st.Ino
+		return fd
 	}
-	trouble <- func(int, int) ([]*os.File, error) { return nil, unix.EMFILE }
-	trouble <- func(int, int) ([]*os.File, error) { return nil, nil }
-	trouble <- func(int, int) ([]*os.File, error) {
-		return []*os.File{open(unix.AF_INET, unix.SOCK_DGRAM)}, nil
+	trouble <- func(int, int) ([]int, error) { return nil, unix.EMFILE }
+	trouble <- func(int, int) ([]int, error) { return nil, nil }
+	trouble <- func(int, int) ([]int, error) {
+		return []int{open(unix.AF_INET, unix.SOCK_DGRAM)}, nil
 	}
-	trouble <- func(int, int) ([]*os.File, error) {
-		return []*os.File{open(unix.AF_UNIX, unix.SOCK_STREAM), open(unix.AF_UNIX, unix.SOCK_STREAM)}, nil
+	trouble <- func(int, int) ([]int, error) {
+		return []int{open(unix.AF_UNIX, unix.SOCK_STREAM), open(unix.AF_UNIX, unix.SOCK_STREAM)}, nil
 	}
 	w := newWorld(t, func(c *Config) {
 		c.Namespace = troubled{c.Namespace, trouble}
@@ -418,9 +420,10 @@ func TestKernelSocketTrouble(t *testing.T) {
 	if n := w.m.SocketFailures(); n != 4 {
 		t.Errorf("SocketFailures: %d, want 4", n)
 	}
-	for _, f := range strange {
-		if _, err := f.Stat(); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("a strange socket was kept: %v", err)
+	for fd, inode := range strange {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err == nil && st.Ino == inode {
+			t.Errorf("a strange socket was kept: descriptor %d", fd)
 		}
 	}
 }
@@ -453,7 +456,7 @@ func TestKernelNoSockets(t *testing.T) {
 
 type never struct{}
 
-func (never) Sockets(context.Context, int, int) ([]*os.File, error) { return nil, unix.EPERM }
+func (never) Sockets(context.Context, int, int) ([]int, error) { return nil, unix.EPERM }
 
 func TestKernelLimit(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.Limits.Connections = 2 })

@@ -19,7 +19,7 @@ import (
 // syscall.AF_INET or AF_INET6. It may return fewer than asked for with a nil
 // error, but not none. [slipway/netstack/monitor.Client] is one.
 type Namespace interface {
-	Sockets(ctx context.Context, family, n int) ([]*os.File, error)
+	Sockets(ctx context.Context, family, n int) (fds []int, err error)
 }
 
 // Pauses between attempts that failed for want of descriptors or the like.
@@ -131,40 +131,26 @@ func (p *pool) runsLow() bool { return len(p.ready) <= int(p.size.Load())/2 }
 
 // add asks for n sockets, for which ready has room.
 func (p *pool) add(ctx context.Context, n int) error {
-	files, err := p.ns.Sockets(ctx, p.family, n)
-	if err == nil && len(files) == 0 {
+	fds, err := p.ns.Sockets(ctx, p.family, n)
+	if err == nil && len(fds) == 0 {
 		err = fmt.Errorf("none of %d sockets came", n)
 	}
-	for _, f := range files {
+	for _, fd := range fds {
 		if err == nil {
-			err = relay.CheckSocket(f, p.family)
+			err = relay.CheckSocket(fd, p.family)
 		}
-		var fd int
-		if err == nil && n > 0 {
-			fd, err = own(f)
+		if err == nil {
+			err = relay.Prepare(fd)
 		}
 		if err == nil && n > 0 {
 			p.ready <- fd
 			n--
+			continue
 		}
-		_ = f.Close()
+		_ = unix.Close(fd)
 	}
 	p.refilled()
 	return err
-}
-
-// own returns a descriptor of a socket that the runtime's poller does not know, ready to
-// be connected.
-func own(f *os.File) (int, error) {
-	fd, err := duplicate(f)
-	if err != nil {
-		return -1, err
-	}
-	if err := relay.Prepare(fd); err != nil {
-		_ = unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
 }
 
 // duplicate returns another descriptor of f.

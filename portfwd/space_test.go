@@ -127,14 +127,14 @@ func newGuest(t *testing.T) *space {
 }
 
 // Sockets implements Namespace.
-func (s *space) Sockets(_ context.Context, family, n int) (files []*os.File, err error) {
+func (s *space) Sockets(_ context.Context, family, n int) (fds []int, err error) {
 	err = s.do(func() error {
 		for range n {
 			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
 				return err
 			}
-			files = append(files, os.NewFile(uintptr(fd), "socket"))
+			fds = append(fds, fd)
 			if family == unix.AF_INET {
 				err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 			} else {
@@ -147,7 +147,7 @@ func (s *space) Sockets(_ context.Context, family, n int) (files []*os.File, err
 		}
 		return nil
 	})
-	return files, err
+	return fds, err
 }
 
 // listen opens TCP listeners in the namespace, of the family of each address.

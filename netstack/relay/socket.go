@@ -12,36 +12,24 @@ import (
 // CheckSocket says whether a descriptor that another process handed over is what
 // it should be, a TCP socket of family unix.AF_INET or unix.AF_INET6: what comes
 // from inside a container's namespaces is not believed unseen.
-func CheckSocket(sock *os.File, family int) error {
-	rc, err := sock.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("check socket: %w", err)
-	}
-	var bad error
-	err = rc.Control(func(fd uintptr) {
-		for _, want := range []struct {
-			name       string
-			opt, value int
-		}{
-			{"SO_DOMAIN", unix.SO_DOMAIN, family},
-			{"SO_TYPE", unix.SO_TYPE, unix.SOCK_STREAM},
-			{"SO_PROTOCOL", unix.SO_PROTOCOL, unix.IPPROTO_TCP},
-		} {
-			got, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, want.opt)
-			if err != nil {
-				bad = fmt.Errorf("check socket: %w", os.NewSyscallError("getsockopt "+want.name, err))
-				return
-			}
-			if got != want.value {
-				bad = fmt.Errorf("check socket: %s is %d, want %d: %w", want.name, got, want.value, unix.EPROTOTYPE)
-				return
-			}
+func CheckSocket(fd, family int) error {
+	for _, want := range [...]struct {
+		name       string
+		opt, value int
+	}{
+		{"SO_DOMAIN", unix.SO_DOMAIN, family},
+		{"SO_TYPE", unix.SO_TYPE, unix.SOCK_STREAM},
+		{"SO_PROTOCOL", unix.SO_PROTOCOL, unix.IPPROTO_TCP},
+	} {
+		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, want.opt)
+		if err != nil {
+			return fmt.Errorf("check socket: %w", os.NewSyscallError("getsockopt "+want.name, err))
 		}
-	})
-	if err != nil {
-		return fmt.Errorf("check socket: %w", err)
+		if got != want.value {
+			return fmt.Errorf("check socket: %s is %d, want %d: %w", want.name, got, want.value, unix.EPROTOTYPE)
+		}
 	}
-	return bad
+	return nil
 }
 
 // Addresses returns where a TCP socket is bound: one address, or both unspecified ones

@@ -904,7 +904,7 @@ func TestCheckSocket(t *testing.T) {
 		{"pipe", pipe, unix.AF_INET, syscall.ENOTSOCK},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := CheckSocket(tc.sock, tc.family); !errors.Is(err, tc.want) {
+			if err := CheckSocket(int(tc.sock.Fd()), tc.family); !errors.Is(err, tc.want) {
 				t.Errorf("CheckSocket: %v, want %v", err, tc.want)
 			}
 		})
