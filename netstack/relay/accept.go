@@ -94,7 +94,10 @@ func reset(fd int) {
 // Prepare readies a fresh socket of the container's namespace for Take.
 func Prepare(fd int) error {
 	// A port that a connection in TIME_WAIT still has may be taken again.
-	return errors.Join(os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)), prepare(fd))
+	return errors.Join(
+		os.NewSyscallError("fcntl F_SETFL", unix.SetNonblock(fd, true)), // a call that blocks would hold up a loop
+		os.NewSyscallError("setsockopt SO_REUSEADDR", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)),
+		prepare(fd))
 }
 
 // prepare sets what the sockets of a pair have, before they are connected or accepted.
