@@ -182,7 +182,51 @@ func (g *kernelGuest) dialFrom(src, dst netip.AddrPort) (*net.TCPConn, error) {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), 20*time.Second)
 	defer cancel()
-	return relay.Connect(ctx, g.socket(dst.Addr()), src, dst)
+	sock := g.socket(dst.Addr())
+	defer sock.Close() // the connection has a copy
+	if err := connect(ctx, sock, src, dst); err != nil {
+		return nil, fmt.Errorf("connect %v from %v: %w", dst, src, err)
+	}
+	c, err := net.FileConn(sock)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// connect binds sock and connects it, and returns the errno, or ctx's error.
+func connect(ctx context.Context, sock *os.File, src, dst netip.AddrPort) error {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { sock.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var result error
+	bound := false
+	err = raw.Write(func(fd uintptr) bool {
+		if !bound {
+			bound = true
+			// A port that a connection in TIME_WAIT still has may be taken again.
+			if result = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(int(fd), sockaddr(src))); result != nil {
+				return true
+			}
+		}
+		// Called again, it says how the first call ended, connect(2).
+		result = unix.Connect(int(fd), sockaddr(dst))
+		return !errors.Is(result, unix.EINPROGRESS) && !errors.Is(result, unix.EALREADY)
+	})
+	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return ctx.Err()
+	}
+	return errors.Join(err, result)
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
 // listen listens in the guest.

@@ -1,7 +1,7 @@
 // Package portfwd publishes ports of a container on the host: what -p says (Spec,
 // Parse), the listeners, and the way a connection takes from them (Manager).
 //
-//	kernel   client ⇄ accepted socket ⇄ splice ⇄ socket made in the namespace ⇄ container
+//	kernel   client ⇄ accepted socket ⇄ splice ⇄ socket made in the namespace ⇄ container  (relay.Splicer)
 //	tap      client ⇄ accepted socket ⇄ gVisor ⇄ TAP ⇄ container
 //
 // Invariants:

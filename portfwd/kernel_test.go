@@ -9,7 +9,6 @@ import (
 	"math/rand"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +110,29 @@ func TestKernelShowsClient(t *testing.T) {
 		t.Errorf("String: %q, want %q", got, want)
 	}
 	eventually(t, "no connection is open", func() bool { return w.stats().Open == 0 })
+}
+
+// TestKernelOneSocket: a socket of both families shows clients of both as they are.
+func TestKernelOneSocket(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, l := range w.guest.listen(t, "10.0.2.100:80", "[fd00::100]:80") {
+		serve(t, l, sayPeer)
+	}
+	if _, err := w.m.Add(tcp("", 8081, 80), files(t, w.host.listenEverywhere(t, "8081"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ from, to, seen string }{
+		{"198.51.100.7:4000", "198.51.100.1:8081", "198.51.100.7:4000"},
+		{"127.0.0.1:4001", "127.0.0.1:8081", "10.0.2.2:4001"},
+		{"[2001:db8::7]:4004", "[2001:db8::1]:8081", "[2001:db8::7]:4004"},
+	} {
+		if got := readAll(t, w.host.dial(t, tc.from, tc.to)); got != tc.seen {
+			t.Errorf("from %s the container saw %s, want %s", tc.from, got, tc.seen)
+		}
+	}
+	if got, want := w.m.List()[1].String(), "0.0.0.0:8081->80/tcp, [::]:8081->80/tcp"; got != want {
+		t.Errorf("String: %q, want %q", got, want)
+	}
 }
 
 // TestKernelSamePort: two flows of one client port, to two addresses of the host,
@@ -351,10 +373,10 @@ func TestKernelClose(t *testing.T) {
 // troubled is a Namespace that fails in several ways before it works.
 type troubled struct {
 	Namespace
-	trouble chan func(family, n int) ([]*os.File, error)
+	trouble chan func(family, n int) ([]int, error)
 }
 
-func (n troubled) Sockets(ctx context.Context, family, count int) ([]*os.File, error) {
+func (n troubled) Sockets(ctx context.Context, family, count int) ([]int, error) {
 	select {
 	case f := <-n.trouble:
 		return f(family, count)
@@ -364,25 +386,28 @@ func (n troubled) Sockets(ctx context.Context, family, count int) ([]*os.File, e
 }
 
 func TestKernelSocketTrouble(t *testing.T) {
-	trouble := make(chan func(int, int) ([]*os.File, error), 10)
-	var strange []*os.File
-	open := func(family, kind int) *os.File {
+	trouble := make(chan func(int, int) ([]int, error), 10)
+	strange := map[int]uint64{} // inodes by descriptor, whose number may be in use again
+	open := func(family, kind int) int {
 		fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Error(err)
-			return nil
+			return -1
 		}
-		f := os.NewFile(uintptr(fd), "strange")
-		strange = append(strange, f)
-		return f
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			t.Error(err)
+		}
+		strange[fd] = st.Ino
+		return fd
 	}
-	trouble <- func(int, int) ([]*os.File, error) { return nil, unix.EMFILE }
-	trouble <- func(int, int) ([]*os.File, error) { return nil, nil }
-	trouble <- func(int, int) ([]*os.File, error) {
-		return []*os.File{open(unix.AF_INET, unix.SOCK_DGRAM)}, nil
+	trouble <- func(int, int) ([]int, error) { return nil, unix.EMFILE }
+	trouble <- func(int, int) ([]int, error) { return nil, nil }
+	trouble <- func(int, int) ([]int, error) {
+		return []int{open(unix.AF_INET, unix.SOCK_DGRAM)}, nil
 	}
-	trouble <- func(int, int) ([]*os.File, error) {
-		return []*os.File{open(unix.AF_UNIX, unix.SOCK_STREAM), open(unix.AF_UNIX, unix.SOCK_STREAM)}, nil
+	trouble <- func(int, int) ([]int, error) {
+		return []int{open(unix.AF_UNIX, unix.SOCK_STREAM), open(unix.AF_UNIX, unix.SOCK_STREAM)}, nil
 	}
 	w := newWorld(t, func(c *Config) {
 		c.Namespace = troubled{c.Namespace, trouble}
@@ -395,10 +420,25 @@ func TestKernelSocketTrouble(t *testing.T) {
 	if n := w.m.SocketFailures(); n != 4 {
 		t.Errorf("SocketFailures: %d, want 4", n)
 	}
-	for _, f := range strange {
-		if _, err := f.Stat(); !errors.Is(err, os.ErrClosed) {
-			t.Errorf("a strange socket was kept: %v", err)
+	for fd, inode := range strange {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err == nil && st.Ino == inode {
+			t.Errorf("a strange socket was kept: descriptor %d", fd)
 		}
+	}
+}
+
+// TestKernelRush: a pool that is emptied again and again makes more at a time.
+func TestKernelRush(t *testing.T) {
+	w := newWorld(t, nil)
+	serve(t, w.guest.listen(t, "10.0.2.100:80")[0], sayPeer)
+	sockets := w.m.pools[unix.AF_INET]
+	eventually(t, "the pool has grown", func() bool {
+		readAll(t, w.host.dial(t, "", "127.0.0.1:8080"))
+		return sockets.size.Load() > sockets.least
+	})
+	if n := cap(sockets.ready); n != 8*growth {
+		t.Errorf("room for %d sockets, want %d", n, 8*growth)
 	}
 }
 
@@ -416,7 +456,7 @@ func TestKernelNoSockets(t *testing.T) {
 
 type never struct{}
 
-func (never) Sockets(context.Context, int, int) ([]*os.File, error) { return nil, unix.EPERM }
+func (never) Sockets(context.Context, int, int) ([]int, error) { return nil, unix.EPERM }
 
 func TestKernelLimit(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.Limits.Connections = 2 })

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -37,14 +38,17 @@ type Limits struct {
 	// reset. Default 4096.
 	Connections int
 	// Sockets is how many sockets of each family are kept ready in the namespace, at
-	// most 128. Default 64.
+	// most 512. Default 64, and up to eight times as many while clients come in a rush.
 	Sockets int
 	// Connect is how long the container has to answer. Default 10 s.
 	Connect time.Duration
 }
 
 // maxSockets is what one call of Namespace.Sockets may be asked for.
-const maxSockets = 128
+const maxSockets = 512
+
+// maxLoops bounds the threads of the kernel path.
+const maxLoops = 8
 
 // Config is what a Manager needs; of Guest4 and Guest6 at least one.
 type Config struct {
@@ -102,12 +106,14 @@ type Manager struct {
 	tasks  sync.WaitGroup
 
 	pools map[int]*pool // of the kernel path, by address family
-	fill  sync.Once     // starts them, with the first port
 
 	mu     sync.Mutex // guards what follows
 	closed bool
 	last   int // id given last
-	ports  []*port
+	// splicer serves the kernel path. It is there from the first port on, before the pools
+	// are filled.
+	splicer *relay.Splicer
+	ports   []*port
 }
 
 // New returns a Manager without ports. Close it.
@@ -127,13 +133,35 @@ func New(cfg Config) *Manager {
 	m := &Manager{cfg: cfg, pools: map[int]*pool{}}
 	size := min(cfg.Limits.Sockets, maxSockets)
 	if cfg.Kernel && cfg.Guest4.IsValid() {
-		m.pools[syscall.AF_INET] = newPool(cfg.Namespace, syscall.AF_INET, size, cfg.Log)
+		m.pools[syscall.AF_INET] = newPool(cfg.Namespace, syscall.AF_INET, size, m.refilled, cfg.Log)
 	}
 	if cfg.Kernel && cfg.Guest6.IsValid() {
-		m.pools[syscall.AF_INET6] = newPool(cfg.Namespace, syscall.AF_INET6, size, cfg.Log)
+		m.pools[syscall.AF_INET6] = newPool(cfg.Namespace, syscall.AF_INET6, size, m.refilled, cfg.Log)
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m
+}
+
+// Take implements relay.Sockets.
+func (m *Manager) Take(family int) (fd int, ok bool) { return m.pools[family].take() }
+
+func (m *Manager) refilled() { m.splicer.Refilled() }
+
+// start begins what the kernel path needs. m.mu is held.
+func (m *Manager) start() (err error) {
+	if m.splicer != nil {
+		return nil
+	}
+	m.splicer, err = relay.NewSplicer(relay.SplicerConfig{
+		Loops: min(runtime.GOMAXPROCS(0), maxLoops), Sockets: m, Connect: m.cfg.Limits.Connect,
+	})
+	if err != nil {
+		return err
+	}
+	for _, sockets := range m.pools {
+		m.tasks.Go(func() { sockets.fill(m.ctx) })
+	}
+	return nil
 }
 
 // Add begins to serve s on sockets: listening TCP sockets, or bound UDP sockets,
@@ -188,30 +216,19 @@ func (m *Manager) Remove(id int) error {
 }
 
 func (m *Manager) addTCP(s Spec, sockets []*os.File) (*port, error) {
-	defer closeAll(sockets) // net.FileListener works on a copy
+	defer closeAll(sockets) // the port works on copies
 	p := &port{m: m, spec: s, path: PathTAP, limit: int64(m.cfg.Limits.Connections)}
+	serve := p.serveTAP
+	if m.cfg.Kernel {
+		if err := m.start(); err != nil {
+			return nil, err
+		}
+		p.path, serve = PathKernel, p.serveKernel
+	}
 	for _, f := range sockets {
-		l, err := net.FileListener(f)
-		if err != nil {
+		if err := serve(f); err != nil {
 			return nil, errors.Join(err, p.close())
 		}
-		tcp, ok := l.(*net.TCPListener)
-		if !ok {
-			return nil, errors.Join(fmt.Errorf("%v is not a TCP socket", l.Addr()), l.Close(), p.close())
-		}
-		p.listeners = append(p.listeners, tcp)
-		p.bound = append(p.bound, tcp.Addr().(*net.TCPAddr).AddrPort())
-	}
-	if m.cfg.Kernel {
-		p.path = PathKernel
-		m.fill.Do(func() {
-			for _, sockets := range m.pools {
-				m.tasks.Go(func() { sockets.fill(m.ctx) })
-			}
-		})
-	}
-	for _, l := range p.listeners {
-		m.tasks.Go(func() { p.accept(l) })
 	}
 	return p, nil
 }
@@ -282,6 +299,9 @@ func (m *Manager) Close() error {
 	m.closed = true
 	m.cancel()
 	var errs []error
+	if m.splicer != nil {
+		m.splicer.Close()
+	}
 	for _, p := range m.ports {
 		errs = append(errs, p.close())
 	}

@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"slipway/netstack/relay"
 )
@@ -16,7 +19,7 @@ import (
 // syscall.AF_INET or AF_INET6. It may return fewer than asked for with a nil
 // error, but not none. [slipway/netstack/monitor.Client] is one.
 type Namespace interface {
-	Sockets(ctx context.Context, family, n int) ([]*os.File, error)
+	Sockets(ctx context.Context, family, n int) (fds []int, err error)
 }
 
 // Pauses between attempts that failed for want of descriptors or the like.
@@ -25,34 +28,61 @@ const (
 	maxPause = time.Second
 )
 
+// A pool that runs low again within rush makes twice as many sockets at a time, up to
+// growth times its size, and half as many after a quieter time: another process is made
+// for each batch, which costs as much as 100 sockets.
+const (
+	rush   = 100 * time.Millisecond
+	growth = 8
+)
+
 // pool keeps sockets of one family ready, so that a connection does not wait for
 // another process to make one. fill runs in the background as long as its context.
 type pool struct {
 	family int
-	ready  chan *os.File
+	size   atomic.Int32  // how many it keeps at the moment
+	least  int32         // of size
+	ready  chan int      // descriptors
 	low    chan struct{} // says that ready is half empty
 	failed atomic.Uint64 // calls of Sockets, or sockets, that were no good
 	ns     Namespace
 	log    *slog.Logger
+
+	refilled func() // called when ready has more
 }
 
-func newPool(ns Namespace, family, size int, log *slog.Logger) *pool {
-	return &pool{family: family, ready: make(chan *os.File, size), low: make(chan struct{}, 1), ns: ns, log: log}
+func newPool(ns Namespace, family, size int, refilled func(), log *slog.Logger) *pool {
+	p := &pool{
+		family: family, least: int32(size), ready: make(chan int, max(size, min(size*growth, maxSockets, affordable()))), low: make(chan struct{}, 1),
+		ns: ns, log: log, refilled: refilled,
+	}
+	p.size.Store(p.least)
+	return p
 }
 
-// take returns a socket, which the caller closes, or ctx's error.
-func (p *pool) take(ctx context.Context) (*os.File, error) {
-	if len(p.ready) <= cap(p.ready)/2 {
+// affordable is how many sockets a pool may keep so that the limit of open files leaves
+// most of them to connections.
+func affordable() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 0
+	}
+	return int(min(files.Cur, 1<<20) / 16)
+}
+
+// take returns a socket, which the caller closes, and false when there is none.
+func (p *pool) take() (fd int, ok bool) {
+	if p.runsLow() {
 		select {
 		case p.low <- struct{}{}:
 		default: // fill knows
 		}
 	}
 	select {
-	case f := <-p.ready:
-		return f, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("no socket in the container's namespace: %w", ctx.Err())
+	case fd = <-p.ready:
+		return fd, true
+	default:
+		return -1, false
 	}
 }
 
@@ -61,8 +91,9 @@ func (p *pool) fill(ctx context.Context) {
 	defer p.drain()
 	var pause time.Duration
 	for {
-		for n := cap(p.ready) - len(p.ready); n > 0; n = cap(p.ready) - len(p.ready) {
-			err := p.add(ctx, n)
+		// What is taken meanwhile is not worth another process, unless it is half again.
+		for p.runsLow() {
+			err := p.add(ctx, int(p.size.Load())-len(p.ready))
 			if ctx.Err() != nil {
 				return
 			}
@@ -78,39 +109,69 @@ func (p *pool) fill(ctx context.Context) {
 				return
 			}
 		}
-		select {
-		case <-p.low:
-		case <-ctx.Done():
-			return
+		filled := time.Now()
+		for !p.runsLow() { // else the word is from before
+			select {
+			case <-p.low:
+			case <-ctx.Done():
+				return
+			}
 		}
+		size := p.size.Load()
+		if time.Since(filled) < rush {
+			size = min(2*size, int32(cap(p.ready)))
+		} else {
+			size = max(size/2, p.least)
+		}
+		p.size.Store(size)
 	}
 }
 
+func (p *pool) runsLow() bool { return len(p.ready) <= int(p.size.Load())/2 }
+
 // add asks for n sockets, for which ready has room.
 func (p *pool) add(ctx context.Context, n int) error {
-	files, err := p.ns.Sockets(ctx, p.family, n)
-	if err == nil && len(files) == 0 {
+	fds, err := p.ns.Sockets(ctx, p.family, n)
+	if err == nil && len(fds) == 0 {
 		err = fmt.Errorf("none of %d sockets came", n)
 	}
-	for _, f := range files {
+	for _, fd := range fds {
 		if err == nil {
-			err = relay.CheckSocket(f, p.family)
+			err = relay.CheckSocket(fd, p.family)
+		}
+		if err == nil {
+			err = relay.Prepare(fd)
 		}
 		if err == nil && n > 0 {
-			p.ready <- f
+			p.ready <- fd
 			n--
 			continue
 		}
-		_ = f.Close()
+		_ = unix.Close(fd)
 	}
+	p.refilled()
 	return err
+}
+
+// duplicate returns another descriptor of f.
+func duplicate(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if cerr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); cerr != nil {
+		return -1, cerr
+	}
+	return fd, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 }
 
 func (p *pool) drain() {
 	for {
 		select {
-		case f := <-p.ready:
-			_ = f.Close()
+		case fd := <-p.ready:
+			_ = unix.Close(fd)
 		default:
 			return
 		}

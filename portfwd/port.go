@@ -3,12 +3,16 @@ package portfwd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"slipway/netstack/relay"
 	"slipway/netstack/udp"
@@ -21,9 +25,9 @@ type port struct {
 	spec      Spec
 	path      string
 	bound     []netip.AddrPort
-	listeners []*net.TCPListener // TCP
-	limit     int64              // TCP: of open
-	udp       io.Closer          // UDP
+	listeners []io.Closer // TCP
+	limit     int64       // TCP: of open
+	udp       io.Closer   // UDP
 
 	open  atomic.Int64
 	bytes relay.Bytes
@@ -55,8 +59,99 @@ func (p *port) close() error {
 	return errors.Join(errs...)
 }
 
-// accept serves l until it is closed. A failed accept (EMFILE, ENFILE, ENOBUFS,
-// ENOMEM in accept(2)) leaves the client in the backlog, and accept waits for
+// serveTAP serves the clients of f, a listening socket, by the TAP path.
+func (p *port) serveTAP(f *os.File) error {
+	l, err := net.FileListener(f)
+	if err != nil {
+		return err
+	}
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		return errors.Join(fmt.Errorf("%v is not a TCP socket", l.Addr()), l.Close())
+	}
+	p.listeners = append(p.listeners, tcp)
+	bound, err := boundTo(f)
+	if err != nil {
+		return err
+	}
+	p.bound = append(p.bound, bound...)
+	p.m.tasks.Go(func() { p.accept(tcp) })
+	return nil
+}
+
+// boundTo is where f is bound.
+func boundTo(f *os.File) (bound []netip.AddrPort, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { bound, err = relay.Addresses(int(fd)) }); cerr != nil {
+		return nil, cerr
+	}
+	return bound, err
+}
+
+// serveKernel serves the clients of f by the kernel path.
+func (p *port) serveKernel(f *os.File) error {
+	fd, err := duplicate(f)
+	if err != nil {
+		return err
+	}
+	bound, err := relay.Addresses(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return err
+	}
+	v, err := p.m.splicer.Serve(fd, p)
+	if err != nil {
+		return err
+	}
+	p.listeners = append(p.listeners, v)
+	p.bound = append(p.bound, bound...)
+	return nil
+}
+
+// admit counts a client in, and reports false when there are too many.
+func (p *port) admit() bool {
+	if p.open.Add(1) > p.limit {
+		p.open.Add(-1)
+		p.limited.Add(1)
+		return false
+	}
+	return true
+}
+
+// Admit implements relay.Port.
+func (p *port) Admit(client netip.AddrPort) relay.Ways {
+	if !p.admit() {
+		return relay.Ways{}
+	}
+	return p.m.cfg.routes(client, p.spec)
+}
+
+// Connected implements relay.Port.
+func (p *port) Connected() { p.flows.Add(1) }
+
+// Ended implements relay.Port.
+func (p *port) Ended(connected *relay.Counts, err error) {
+	p.open.Add(-1)
+	if connected == nil { // how a connection ends is its peers' business
+		p.count(err)
+	}
+}
+
+// AcceptFailed implements relay.Port.
+func (p *port) AcceptFailed(err error) {
+	if p.acceptErrors.Add(1) == 1 {
+		p.m.cfg.Log.Warn("accept", "port", p.spec.String(), "err", err)
+	}
+}
+
+// Moved implements relay.Port.
+func (p *port) Moved() *relay.Bytes { return &p.bytes }
+
+// accept serves l by the TAP path until it is closed. A failed accept (EMFILE, ENFILE,
+// ENOBUFS, ENOMEM in accept(2)) leaves the client in the backlog, and accept waits for
 // others to give back what is short.
 func (p *port) accept(l *net.TCPListener) {
 	var pause time.Duration
@@ -77,46 +172,26 @@ func (p *port) accept(l *net.TCPListener) {
 			}
 			continue
 		}
-		if p.open.Add(1) > p.limit {
-			p.open.Add(-1)
-			p.limited.Add(1)
+		if !p.admit() {
 			relay.Reset(c)
 			continue
 		}
 		p.m.tasks.Go(func() {
 			defer p.open.Add(-1)
-			p.serve(c)
+			// Whatever forward waits for, the end of the Manager ends it.
+			defer context.AfterFunc(p.m.ctx, func() { relay.Reset(c) })()
+			p.forward(c)
 		})
 	}
 }
 
-// serve relays one client, and closes it.
-func (p *port) serve(c *net.TCPConn) {
-	client := c.RemoteAddr().(*net.TCPAddr).AddrPort()
-	ways := p.m.cfg.routes(client, p.spec)
-	// Whatever serve waits for, the end of the Manager ends it.
-	defer context.AfterFunc(p.m.ctx, func() { relay.Reset(c) })()
-	if p.path == PathTAP {
-		p.forward(c, ways)
-		return
-	}
-	guest, err := p.dial(ways)
-	if err != nil {
-		p.count(err)
-		relay.Reset(c)
-		return
-	}
-	defer context.AfterFunc(p.m.ctx, func() { relay.Reset(guest) })()
-	p.flows.Add(1)
-	_, _ = relay.Splice(c, guest, &p.bytes) // how a connection ends is its peers' business
-}
-
-// forward takes the TAP path.
-func (p *port) forward(c *net.TCPConn, ways []route) {
+// forward relays one client by the TAP path, and closes it.
+func (p *port) forward(c *net.TCPConn) {
+	ways := p.m.cfg.routes(c.RemoteAddr().(*net.TCPAddr).AddrPort(), p.spec)
 	p.flows.Add(1)
 	var err error
-	for _, w := range ways {
-		if err = p.m.cfg.Stack.ForwardTCP(p.m.ctx, c, w.from, w.to, &p.bytes); !errors.Is(err, syscall.ECONNREFUSED) {
+	for _, w := range ways.Way[:ways.N] {
+		if err = p.m.cfg.Stack.ForwardTCP(p.m.ctx, c, w.From, w.To, &p.bytes); !errors.Is(err, syscall.ECONNREFUSED) {
 			break
 		}
 	}
@@ -126,61 +201,14 @@ func (p *port) forward(c *net.TCPConn, ways []route) {
 	}
 }
 
-// dial takes the kernel path: the first way on which the container answers.
-func (p *port) dial(ways []route) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(p.m.ctx, p.m.cfg.Limits.Connect)
-	defer cancel()
-	var err error
-	for _, w := range ways {
-		var guest *net.TCPConn
-		if guest, err = p.m.connect(ctx, w); err == nil {
-			return guest, nil
-		}
-		if !absent(err) {
-			break
-		}
-	}
-	return nil, err
-}
-
-// absent tells that nobody serves the address: no listener, or no such address.
-func absent(err error) bool {
-	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EADDRNOTAVAIL) ||
-		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)
-}
-
-// connect connects from the client's address and port, or from its address and
-// another port where that one cannot be had: a connection of the same addresses
-// exists or lies in TIME_WAIT, or the port is privileged (EACCES in bind(2)).
-func (m *Manager) connect(ctx context.Context, w route) (*net.TCPConn, error) {
-	c, err := m.connectOnce(ctx, w)
-	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EACCES) {
-		w.from = netip.AddrPortFrom(w.from.Addr(), 0)
-		return m.connectOnce(ctx, w)
-	}
-	return c, err
-}
-
-func (m *Manager) connectOnce(ctx context.Context, w route) (*net.TCPConn, error) {
-	family := syscall.AF_INET
-	if w.to.Addr().Is6() {
-		family = syscall.AF_INET6
-	}
-	sock, err := m.pools[family].take(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return relay.Connect(ctx, sock, w.from, w.to)
-}
-
 // count enters why a client was reset.
 func (p *port) count(err error) {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		p.refused.Add(1)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		p.timedOut.Add(1)
-	case errors.Is(err, context.Canceled): // the Manager ends
+	case errors.Is(err, context.Canceled), errors.Is(err, relay.ErrStopped): // the Manager ends
 	default:
 		p.failed.Add(1)
 	}

@@ -1,6 +1,10 @@
 package portfwd
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"slipway/netstack/relay"
+)
 
 var (
 	broadcast    = netip.AddrFrom4([4]byte{255, 255, 255, 255})
@@ -9,29 +13,26 @@ var (
 	v4Compatible = netip.MustParsePrefix("::/96")       // RFC 4291 §2.5.5.1
 )
 
-// route is one way to try for a connection: who it comes from, and where it goes.
-type route struct{ from, to netip.AddrPort }
-
 // routes returns the ways for a client to the container's port, best first: the
 // container's address of the client's family, and for IPv6 clients also its IPv4
 // address, because most servers listen on 0.0.0.0 only while `curl localhost`
 // tries ::1 first. A Spec with an address of the container leads there only.
-func (c *Config) routes(client netip.AddrPort, s Spec) []route {
-	way := func(guest, gateway netip.Addr) route {
-		return route{from: c.source(client, gateway), to: netip.AddrPortFrom(guest, s.ContainerPort)}
+func (c *Config) routes(client netip.AddrPort, s Spec) relay.Ways {
+	way := func(guest, gateway netip.Addr) relay.Way {
+		return relay.Way{From: c.source(client, gateway), To: netip.AddrPortFrom(guest, s.ContainerPort)}
 	}
 	is4 := client.Addr().Unmap().Is4()
 	switch {
 	case s.ContainerIP.Is4():
-		return []route{way(s.ContainerIP, c.Gateway4)}
+		return relay.Ways{N: 1, Way: [2]relay.Way{way(s.ContainerIP, c.Gateway4)}}
 	case s.ContainerIP.IsValid():
-		return []route{way(s.ContainerIP, c.Gateway6)}
+		return relay.Ways{N: 1, Way: [2]relay.Way{way(s.ContainerIP, c.Gateway6)}}
 	case !c.Guest6.IsValid(), is4 && c.Guest4.IsValid():
-		return []route{way(c.Guest4, c.Gateway4)}
+		return relay.Ways{N: 1, Way: [2]relay.Way{way(c.Guest4, c.Gateway4)}}
 	case is4, !c.Guest4.IsValid():
-		return []route{way(c.Guest6, c.Gateway6)}
+		return relay.Ways{N: 1, Way: [2]relay.Way{way(c.Guest6, c.Gateway6)}}
 	}
-	return []route{way(c.Guest6, c.Gateway6), way(c.Guest4, c.Gateway4)}
+	return relay.Ways{N: 2, Way: [2]relay.Way{way(c.Guest6, c.Gateway6), way(c.Guest4, c.Gateway4)}}
 }
 
 // source is the address as which the container sees a client: its own, unless

@@ -76,8 +76,9 @@ func TestRoutes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var got []string
-			for _, r := range tc.cfg.routes(netip.MustParseAddrPort(tc.client), Spec{ContainerPort: 80}) {
-				got = append(got, r.from.String()+">"+r.to.String())
+			ways := tc.cfg.routes(netip.MustParseAddrPort(tc.client), Spec{ContainerPort: 80})
+			for _, w := range ways.Way[:ways.N] {
+				got = append(got, w.From.String()+">"+w.To.String())
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("routes(%s) (-want +got):\n%s", tc.client, diff)

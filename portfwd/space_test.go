@@ -127,14 +127,14 @@ func newGuest(t *testing.T) *space {
 }
 
 // Sockets implements Namespace.
-func (s *space) Sockets(_ context.Context, family, n int) (files []*os.File, err error) {
+func (s *space) Sockets(_ context.Context, family, n int) (fds []int, err error) {
 	err = s.do(func() error {
 		for range n {
 			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
 				return err
 			}
-			files = append(files, os.NewFile(uintptr(fd), "socket"))
+			fds = append(fds, fd)
 			if family == unix.AF_INET {
 				err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 			} else {
@@ -147,7 +147,7 @@ func (s *space) Sockets(_ context.Context, family, n int) (files []*os.File, err
 		}
 		return nil
 	})
-	return files, err
+	return fds, err
 }
 
 // listen opens TCP listeners in the namespace, of the family of each address.
@@ -171,6 +171,23 @@ func (s *space) listen(t *testing.T, addrs ...string) []*net.TCPListener {
 	return out
 }
 
+// listenEverywhere opens one listener of both families.
+func (s *space) listenEverywhere(t *testing.T, port string) *net.TCPListener {
+	t.Helper()
+	var out net.Listener
+	err := s.do(func() (err error) {
+		var plain net.ListenConfig
+		plain.SetMultipathTCP(false)
+		out, err = plain.Listen(t.Context(), "tcp", ":"+port)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { out.Close() })
+	return out.(*net.TCPListener)
+}
+
 func listenTCP(addr string) (*net.TCPListener, error) {
 	a, err := netip.ParseAddrPort(addr)
 	if err != nil {
@@ -180,7 +197,13 @@ func listenTCP(addr string) (*net.TCPListener, error) {
 	if a.Addr().Is6() {
 		network = "tcp6"
 	}
-	return net.ListenTCP(network, net.TCPAddrFromAddrPort(a))
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false) // nor are the monitor's listeners
+	l, err := plain.Listen(context.Background(), network, a.String())
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
 }
 
 // files gives the descriptors of listeners away, as the monitor does.
@@ -259,10 +282,7 @@ func descriptors(t *testing.T) int {
 func checkLeaks(t *testing.T, pools ...*pool) func() {
 	t.Helper()
 	settle := func() (goroutines, fds int) {
-		for range 3 { // idle pipes of the relay are closed by the garbage collector
-			runtime.GC()
-			time.Sleep(time.Millisecond)
-		}
+		time.Sleep(time.Millisecond)
 		fds = descriptors(t)
 		for _, p := range pools {
 			fds -= len(p.ready)

@@ -202,8 +202,8 @@ func newDelivery(tb testing.TB, size int) *delivery {
 }
 
 func (d *delivery) run() {
-	copy(d.big.AsSlice(), d.frame)
-	if d.big = d.e.deliver(d.taker, tap.Header{Flags: tap.FlagNeedsCsum}, d.big, nil, len(d.frame)); d.big == nil {
+	held := copy(d.big.AsSlice(), d.frame)
+	if d.e.deliver(d.taker, tap.Header{Flags: tap.FlagNeedsCsum}, d.big.AsSlice()[:held:held], nil, d.big) {
 		d.big = d.lent.next()
 	}
 	<-d.taker.came

@@ -44,7 +44,7 @@ type StartMessage struct {
 	Device    *os.File
 	Offload   tap.Offload
 	MAC       net.HardwareAddr // of the device's other end: the container's
-	Listeners [][]*os.File     // as Config.Listen, non-blocking
+	Listeners [][]*os.File     // as Config.Listen; who serves one makes it non-blocking
 	Kernel    bool             // Client.Sockets may be asked
 	Restarts  int              // engines before this one
 	Container string           // Config.Container
@@ -150,9 +150,9 @@ func (c *Client) Ready() error { return c.conn.send(kindReady, 0, nil, nil) }
 func (c *Client) Done() <-chan struct{} { return c.done }
 
 // Sockets returns n sockets made in the container's namespace, as
-// netns.Target.Sockets. The caller owns the files. Only where StartMessage.Kernel
-// is set; asked for otherwise, the monitor ends the engine.
-func (c *Client) Sockets(ctx context.Context, family, n int) ([]*os.File, error) {
+// netns.Target.Sockets: descriptors, which the caller closes. Only where
+// StartMessage.Kernel is set; asked for otherwise, the monitor ends the engine.
+func (c *Client) Sockets(ctx context.Context, family, n int) ([]int, error) {
 	msg, err := c.request(ctx, kindSockets, socketsRequest{Family: family, N: n})
 	if err != nil {
 		return nil, fmt.Errorf("namespace sockets: %w", err)
@@ -165,11 +165,11 @@ func (c *Client) Sockets(ctx context.Context, family, n int) ([]*os.File, error)
 	if err := reply.Failure.err(); err != nil {
 		return nil, fmt.Errorf("namespace sockets: %w", err)
 	}
-	files := make([]*os.File, len(msg.fds))
-	for i := range files {
-		files[i] = os.NewFile(uintptr(msg.take(i)), "namespace socket")
+	fds := make([]int, len(msg.fds))
+	for i := range fds {
+		fds[i] = msg.take(i)
 	}
-	return files, nil
+	return fds, nil
 }
 
 // Resolvers returns the host's resolvers, at most a second old. The zone of a

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -40,13 +41,13 @@ const (
 // startBody is the body of kindStart. Its descriptors are the device, then the
 // listeners, then the sockets of the forwards.
 type startBody struct {
-	Config   []byte `json:"config"`
-	Name     string `json:"name"`
-	Offload  uint32 `json:"offload"`
-	MAC      []byte `json:"mac"`
-	Kernel   bool   `json:"kernel"`
-	Restarts int    `json:"restarts"`
-	Groups   []int  `json:"groups"` // how many listeners each group has
+	Config   json.RawMessage `json:"config"`
+	Name     string          `json:"name"`
+	Offload  uint32          `json:"offload"`
+	MAC      []byte          `json:"mac"`
+	Kernel   bool            `json:"kernel"`
+	Restarts int             `json:"restarts"`
+	Groups   []int           `json:"groups"` // how many listeners each group has
 
 	Container string `json:"container"`
 	Namespace uint64 `json:"namespace"`

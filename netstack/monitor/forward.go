@@ -24,7 +24,7 @@ type Forward struct {
 	// Spec is the engine's, as it is.
 	Spec    json.RawMessage
 	Bound   []netip.AddrPort // with real ports
-	Sockets []*os.File       // non-blocking; whoever gets the Forward owns them
+	Sockets []*os.File       // as those of StartMessage; whoever gets the Forward owns them
 }
 
 // forward is a Forward in the monitor.

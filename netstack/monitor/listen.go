@@ -150,6 +150,14 @@ func (l Listen) listen() (group, error) {
 }
 
 func listenGroup(network string, addrs []netip.AddrPort) (group, error) {
+	if network == "tcp" && everywhere(addrs) {
+		// One socket serves both families: half the descriptors and half the time of a range.
+		// Where that fails, two say why.
+		fd, bound, err := listenInet(network, addrs[1], bothFamilies)
+		if err == nil {
+			return group{fds: []int{fd}, bound: []netip.AddrPort{netip.AddrPortFrom(addrs[0].Addr(), bound.Port()), bound}}, nil
+		}
+	}
 	var g group
 	var skipped error
 	for _, a := range addrs {
@@ -157,7 +165,7 @@ func listenGroup(network string, addrs []netip.AddrPort) (group, error) {
 		if a.Port() == 0 && len(g.bound) > 0 {
 			a = netip.AddrPortFrom(a.Addr(), g.bound[0].Port())
 		}
-		fd, bound, err := listenInet(network, a)
+		fd, bound, err := listenInet(network, a, oneFamily)
 		if err != nil {
 			err = &ListenError{network, a.String(), err}
 			if a.Addr() == netip.IPv6Unspecified() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
@@ -178,8 +186,22 @@ func listenGroup(network string, addrs []netip.AddrPort) (group, error) {
 	return g, nil
 }
 
-// listenInet makes a non-blocking socket bound to a. Its port is real.
-func listenInet(network string, a netip.AddrPort) (fd int, bound netip.AddrPort, err error) {
+// everywhere tells the unspecified addresses of both families, with one port.
+func everywhere(addrs []netip.AddrPort) bool {
+	return len(addrs) == 2 && addrs[0].Addr() == netip.IPv4Unspecified() && addrs[1].Addr() == netip.IPv6Unspecified() &&
+		addrs[0].Port() == addrs[1].Port()
+}
+
+// families is what an IPv6 socket serves, the value of IPV6_V6ONLY.
+type families int
+
+const (
+	bothFamilies families = iota
+	oneFamily
+)
+
+// listenInet makes a socket bound to a. Its port is real.
+func listenInet(network string, a netip.AddrPort, serves families) (fd int, bound netip.AddrPort, err error) {
 	family, typ := unix.AF_INET, unix.SOCK_STREAM
 	if a.Addr().Is6() {
 		family = unix.AF_INET6
@@ -192,7 +214,9 @@ func listenInet(network string, a netip.AddrPort) (fd int, bound netip.AddrPort,
 		return -1, bound, err
 	}
 	// Protocol 0 is TCP or UDP, never multipath TCP, which splice must not meet.
-	fd, err = unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	// Blocking, so that an os.File of it is no business of the runtime's poller: of a range
+	// of 10,000 ports that alone takes 60 ms. Who serves it makes it non-blocking.
+	fd, err = unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, bound, err
 	}
@@ -202,7 +226,7 @@ func listenInet(network string, a netip.AddrPort) (fd int, bound netip.AddrPort,
 			fd = -1
 		}
 	}()
-	if err = setInetOptions(fd, family, typ); err != nil {
+	if err = setInetOptions(fd, family, typ, serves); err != nil {
 		return fd, bound, err
 	}
 	if err = unix.Bind(fd, sa); err != nil {
@@ -228,24 +252,24 @@ func listenInet(network string, a netip.AddrPort) (fd int, bound netip.AddrPort,
 	return fd, bound, err
 }
 
-func setInetOptions(fd, family, typ int) error {
-	type option struct{ level, name int }
+func setInetOptions(fd, family, typ int, serves families) error {
+	type option struct{ level, name, value int }
 	var options []option
 	if family == unix.AF_INET6 {
-		options = append(options, option{unix.SOL_IPV6, unix.IPV6_V6ONLY})
+		options = append(options, option{unix.SOL_IPV6, unix.IPV6_V6ONLY, int(serves)})
 	}
 	switch {
 	case typ == unix.SOCK_STREAM:
 		// Connections in TIME_WAIT from an earlier run do not hold the port. For UDP the
 		// option would mean something else: that others may take the port too.
-		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEADDR})
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	case family == unix.AF_INET6:
-		options = append(options, option{unix.SOL_IPV6, unix.IPV6_RECVPKTINFO})
+		options = append(options, option{unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1})
 	default:
-		options = append(options, option{unix.SOL_IP, unix.IP_PKTINFO})
+		options = append(options, option{unix.SOL_IP, unix.IP_PKTINFO, 1})
 	}
 	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, 1); err != nil {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return err
 		}
 	}

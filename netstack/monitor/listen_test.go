@@ -56,8 +56,8 @@ func TestListenOptions(t *testing.T) {
 					t.Errorf("option %d/%d is %d (%v), want %d", o.level, o.name, got, err, o.want)
 				}
 			}
-			if fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || fl&unix.O_NONBLOCK == 0 {
-				t.Errorf("flags %#x (%v), want O_NONBLOCK", fl, err)
+			if fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || fl&unix.O_NONBLOCK != 0 {
+				t.Errorf("flags %#x (%v): with O_NONBLOCK every os.File of it goes to the runtime's poller", fl, err)
 			}
 			if tt.network != "tcp" {
 				return
@@ -95,6 +95,37 @@ func TestListenGroup(t *testing.T) {
 		if len(bound) != len(ls[i].fds) {
 			t.Errorf("%d addresses, %d sockets", len(bound), len(ls[i].fds))
 		}
+	}
+}
+
+// TestListenEverywhere: one TCP socket serves both families where it can be had, two do
+// where only the IPv4 one is free.
+func TestListenEverywhere(t *testing.T) {
+	ls, err := listenAll([]Listen{{Network: "tcp", Addrs: addrs("0.0.0.0:0", "[::]:0")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ls.close()
+	bound := ls[0].bound
+	if len(bound) != 2 || bound[0].Addr() != netip.IPv4Unspecified() || bound[1].Addr() != netip.IPv6Unspecified() || bound[0].Port() == 0 || bound[0].Port() != bound[1].Port() {
+		t.Fatalf("bound to %v", bound)
+	}
+	if len(ls[0].fds) != 1 {
+		t.Errorf("%d sockets, want 1", len(ls[0].fds))
+	}
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		c, err := net.Dial("tcp", netip.AddrPortFrom(netip.MustParseAddr(host), bound[0].Port()).String())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		c.Close()
+	}
+	at := bound[0].String()
+	_, err = listenAll([]Listen{{Network: "tcp", Addrs: addrs(at, bound[1].String())}})
+	var failure *ListenError
+	if !errors.As(err, &failure) || failure.Addr != at || !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("listen once more: %v, want EADDRINUSE at %s", err, at)
 	}
 }
 

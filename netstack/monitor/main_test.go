@@ -128,24 +128,24 @@ func obey(conn net.Conn, c *monitor.Client, start *monitor.StartMessage) {
 		switch verb, rest, _ := strings.Cut(lines.Text(), " "); verb {
 		case "sockets":
 			n, _ := strconv.Atoi(rest)
-			files, err := c.Sockets(context.Background(), unix.AF_INET, n)
-			for _, f := range files {
-				if domain, e := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_DOMAIN); e != nil || domain != unix.AF_INET {
+			fds, err := c.Sockets(context.Background(), unix.AF_INET, n)
+			for _, fd := range fds {
+				if domain, e := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); e != nil || domain != unix.AF_INET {
 					err = fmt.Errorf("domain %d, %w", domain, e)
 				}
-				f.Close()
+				unix.Close(fd)
 			}
-			fmt.Fprintf(conn, "%d %v\n", len(files), err)
+			fmt.Fprintf(conn, "%d %v\n", len(fds), err)
 		case "many": // requests side by side
 			errs := make(chan error)
 			for range 40 {
 				go func() {
-					files, err := c.Sockets(context.Background(), unix.AF_INET, 3)
-					for _, f := range files {
-						f.Close()
+					fds, err := c.Sockets(context.Background(), unix.AF_INET, 3)
+					for _, fd := range fds {
+						unix.Close(fd)
 					}
-					if len(files) != 3 {
-						err = fmt.Errorf("%d sockets: %w", len(files), err)
+					if len(fds) != 3 {
+						err = fmt.Errorf("%d sockets: %w", len(fds), err)
 					}
 					errs <- err
 				}()

@@ -16,8 +16,9 @@ import (
 // hold it up is the opening of a device node on a file system that hangs.
 const lifetime = 5 * time.Second
 
-// maxMade is how many descriptors one child makes at most.
-const maxMade = 128
+// maxMade is how many descriptors one child makes at most, a power of two. To make and
+// to end the child costs as much as 100 sockets.
+const maxMade = 512
 
 // What the child is asked to make.
 const (

@@ -202,7 +202,7 @@ func TestBadRequests(t *testing.T) {
 		{"fifo", func() error { _, err := target.OpenTUN(fifo); return err }, netns.StepCheck, nil, "not the TUN driver"},
 		{"null device", func() error { _, err := target.OpenTUN("/dev/null"); return err }, netns.StepCheck, nil, "device 1:3"},
 		{"long path", func() error { _, err := target.OpenTUN("/" + strings.Repeat("x", 9000)); return err }, netns.StepOpenTUN, unix.ENAMETOOLONG, ""},
-		{"too many", func() error { _, err := target.Sockets(unix.AF_INET, netns.MaxSockets+1); return err }, netns.StepSocket, unix.EINVAL, "1 to 128"},
+		{"too many", func() error { _, err := target.Sockets(unix.AF_INET, netns.MaxSockets+1); return err }, netns.StepSocket, unix.EINVAL, "1 to 512"},
 		{"none", func() error { _, err := target.Sockets(unix.AF_INET, 0); return err }, netns.StepSocket, unix.EINVAL, ""},
 		{"family", func() error { _, err := target.Sockets(unix.AF_UNIX, 1); return err }, netns.StepSocket, unix.EAFNOSUPPORT, ""},
 		{"no namespace", func() error { _, err := netns.Target{}.Sockets(unix.AF_INET, 1); return err }, netns.StepSetnsNet, os.ErrInvalid, ""},

@@ -31,8 +31,8 @@ var (
 	hostAddr  = netip.MustParseAddr("192.0.2.2")
 )
 
-// pair is a guest's stack and ours, back to back.
-type pair struct {
+// stackPair is a guest's stack and ours, back to back.
+type stackPair struct {
 	guest, ours *stack.Stack
 }
 
@@ -56,10 +56,10 @@ func newStack(t testing.TB, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack
 	return s
 }
 
-func newPair(t testing.TB) *pair {
+func newPair(t testing.TB) *stackPair {
 	t.Helper()
 	a, b := pipe.New("\x02\x00\x00\x00\x00\x01", "\x02\x00\x00\x00\x00\x02", 1500)
-	p := &pair{guest: newStack(t, a, guestAddr), ours: newStack(t, b, hostAddr)}
+	p := &stackPair{guest: newStack(t, a, guestAddr), ours: newStack(t, b, hostAddr)}
 	t.Cleanup(func() {
 		for _, s := range []*stack.Stack{p.guest, p.ours} {
 			s.Close()

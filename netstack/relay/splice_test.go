@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -11,7 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -52,17 +51,96 @@ type outcome struct {
 	err    error
 }
 
+// record is a Port that admits whom ways lead to, and keeps how pairs ended.
+type record struct {
+	ways      Ways
+	bytes     *Bytes
+	connected atomic.Int32
+	accepts   atomic.Int32 // that failed
+	ended     chan outcome // of relayed pairs
+	failed    chan error   // of the others
+}
+
+func newRecord(live *Bytes) *record {
+	if live == nil {
+		live = new(Bytes)
+	}
+	return &record{bytes: live, ended: make(chan outcome, 64), failed: make(chan error, 64)}
+}
+
+func (r *record) Admit(netip.AddrPort) Ways { return r.ways }
+func (r *record) Connected()                { r.connected.Add(1) }
+func (r *record) AcceptFailed(error)        { r.accepts.Add(1) }
+func (r *record) Moved() *Bytes             { return r.bytes }
+
+func (r *record) Ended(connected *Counts, err error) {
+	if connected == nil {
+		r.failed <- err
+		return
+	}
+	r.ended <- outcome{*connected, err}
+}
+
+// fresh are sockets of the test's own namespace.
+type fresh struct{ none atomic.Bool }
+
+func (f *fresh) Take(family int) (int, bool) {
+	if f.none.Load() {
+		return -1, false
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil || Prepare(fd) != nil {
+		panic(err)
+	}
+	return fd, true
+}
+
+func newSplicer(t testing.TB, sockets Sockets, connect time.Duration) *Splicer {
+	t.Helper()
+	s, err := NewSplicer(SplicerConfig{Loops: 2, Sockets: sockets, Connect: connect})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Close()
+		if n := pipesMade.Load(); n != 0 {
+			t.Errorf("%d pipes are left", n)
+		}
+	})
+	return s
+}
+
+// own takes the descriptor out of a connection.
+func own(t testing.TB, c *net.TCPConn) (fd int) {
+	t.Helper()
+	rc, err := c.SyscallConn()
+	if err == nil {
+		err = rc.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	if err := errors.Join(err, c.Close(), prepare(fd)); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// relayed joins two connections in the first loop of s.
+func relayed(t testing.TB, s *Splicer, a, b *net.TCPConn, r *record) {
+	t.Helper()
+	l := s.loops[0]
+	p := &pair{loop: l, port: r, fd: [2]int{own(t, a), own(t, b)}, slot: noSlot}
+	if !l.post(p.join) {
+		t.Fatal("the loop has ended")
+	}
+}
+
 // spliced returns the far ends of a relay that runs, and how it ends.
 func spliced(t *testing.T, live *Bytes) (client, guest *net.TCPConn, ended <-chan outcome) {
 	t.Helper()
 	client, a := loopbackPair(t)
 	guest, b := loopbackPair(t)
-	done := make(chan outcome, 1)
-	go func() {
-		counts, err := Splice(a, b, live)
-		done <- outcome{counts, err}
-	}()
-	return client, guest, done
+	r := newRecord(live)
+	relayed(t, newSplicer(t, &fresh{}, patience), a, b, r)
+	return client, guest, r.ended
 }
 
 func wait(t *testing.T, ended <-chan outcome) outcome {
@@ -71,7 +149,7 @@ func wait(t *testing.T, ended <-chan outcome) outcome {
 	case o := <-ended:
 		return o
 	case <-time.After(patience):
-		t.Fatal("Splice has not returned")
+		t.Fatal("the pair has not ended")
 		return outcome{}
 	}
 }
@@ -141,7 +219,7 @@ func TestSpliceHalfClose(t *testing.T) {
 				want = Counts{ToGuest: 15, FromGuest: 8}
 			}
 			if o.err != nil || o.counts != want {
-				t.Errorf("Splice: %+v, %v, want %+v", o.counts, o.err, want)
+				t.Errorf("ended with %+v, %v, want %+v", o.counts, o.err, want)
 			}
 		})
 	}
@@ -188,7 +266,7 @@ func TestSpliceReset(t *testing.T) {
 					mustBeReset(t, y)
 				}
 				if o := wait(t, ended); !errors.Is(o.err, syscall.ECONNRESET) && !errors.Is(o.err, syscall.EPIPE) {
-					t.Errorf("Splice: %v, want a reset", o.err)
+					t.Errorf("ended with %v, want a reset", o.err)
 				}
 			})
 		}
@@ -220,7 +298,7 @@ func TestSpliceResetWhileStalled(t *testing.T) {
 	}
 	Reset(client)
 	if o := wait(t, ended); !errors.Is(o.err, syscall.ECONNRESET) {
-		t.Errorf("Splice: %v, want ECONNRESET", o.err)
+		t.Errorf("ended with %v, want ECONNRESET", o.err)
 	}
 	mustBeReset(t, guest)
 }
@@ -238,7 +316,7 @@ func TestSpliceEarlyAnswer(t *testing.T) {
 	guest.Close()
 	mustRead(t, client, "413")
 	if o := wait(t, ended); o.err == nil {
-		t.Error("Splice: no error after a reset")
+		t.Error("no error after a reset")
 	}
 }
 
@@ -283,7 +361,7 @@ func TestSpliceBulkBothWays(t *testing.T) {
 	}
 	o := wait(t, ended)
 	if o.err != nil || o.counts.FromGuest != size || o.counts.ToGuest != size {
-		t.Errorf("Splice: %+v, %v", o.counts, o.err)
+		t.Errorf("ended with %+v, %v", o.counts, o.err)
 	}
 	if live.FromGuest.Load() != size || live.ToGuest.Load() != size {
 		t.Errorf("live: %d and %d", live.FromGuest.Load(), live.ToGuest.Load())
@@ -307,27 +385,16 @@ func TestSpliceCountsLive(t *testing.T) {
 	}
 	select {
 	case o := <-ended:
-		t.Fatalf("Splice returned: %+v", o)
+		t.Fatalf("the pair has ended: %+v", o)
 	default:
 	}
 }
 
 // TestSpliceWithoutPipes: where no pipe is to be had the same bytes are copied.
 func TestSpliceWithoutPipes(t *testing.T) {
-	noPipes(t)
-	var held []*splicePipe
-	for p := takePipe(); p != nil; p = takePipe() {
-		held = append(held, p)
-	}
-	defer func() {
-		for _, p := range held {
-			pipes.Put(p)
-		}
-	}()
-	if len(held) == 0 || len(held) > maxPipes {
-		t.Fatalf("%d pipes, want 1..%d", len(held), maxPipes)
-	}
 	client, guest, ended := spliced(t, nil)
+	pipesMade.Add(maxPipes)
+	t.Cleanup(func() { pipesMade.Add(-maxPipes) })
 	data := make([]byte, 4<<20)
 	rand.New(rand.NewSource(1)).Read(data)
 	go func() {
@@ -340,7 +407,7 @@ func TestSpliceWithoutPipes(t *testing.T) {
 	}
 	guest.Close()
 	if o := wait(t, ended); o.err != nil || o.counts.Spliced != 0 || o.counts.ToGuest != uint64(len(data)) {
-		t.Errorf("Splice: %+v, %v", o.counts, o.err)
+		t.Errorf("ended with %+v, %v", o.counts, o.err)
 	}
 }
 
@@ -381,7 +448,7 @@ func BenchmarkSplice(b *testing.B) {
 	guest, y := loopbackPair(b)
 	client.SetDeadline(time.Time{})
 	guest.SetDeadline(time.Time{})
-	go Splice(x, y, nil)
+	relayed(b, newSplicer(b, &fresh{}, patience), x, y, newRecord(nil))
 	piece := make([]byte, 128<<10)
 	b.SetBytes(int64(len(piece)))
 	b.ReportAllocs()
@@ -400,47 +467,228 @@ func BenchmarkSplice(b *testing.B) {
 	}
 }
 
-func TestSpliceClosedFromOutside(t *testing.T) {
+// TestSpliceSpreads: pairs with much to move do not stay in one loop.
+func TestSpliceSpreads(t *testing.T) {
+	s := newSplicer(t, &fresh{}, patience)
+	const pairs, size = 4, 256 << 20
+	sums := make(chan error, 2*pairs)
+	for i := range pairs {
+		client, a := loopbackPair(t)
+		guest, b := loopbackPair(t)
+		client.SetDeadline(time.Time{})
+		relayed(t, s, a, b, newRecord(nil))
+		piece := make([]byte, 128<<10)
+		rand.New(rand.NewSource(int64(i))).Read(piece)
+		go func() {
+			for range size / len(piece) {
+				if _, err := client.Write(piece); err != nil {
+					sums <- err
+					return
+				}
+			}
+			sums <- client.CloseWrite()
+		}()
+		go func() {
+			got := make([]byte, len(piece))
+			for n := range size / len(piece) {
+				if _, err := io.ReadFull(guest, got); err != nil {
+					sums <- err
+					return
+				}
+				if !bytes.Equal(got, piece) {
+					sums <- fmt.Errorf("pair %d: piece %d is not what was sent", i, n)
+					return
+				}
+			}
+			_, err := guest.Read(got)
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			sums <- err
+		}()
+	}
+	eventually(t, "another loop has a pair", func() bool {
+		seen := make(chan int)
+		if !s.loops[1].post(func() {
+			n := 0
+			for _, slot := range s.loops[1].slots {
+				if slot.pair != nil {
+					n++
+				}
+			}
+			seen <- n
+		}) {
+			t.Fatal("the loop has ended")
+		}
+		return <-seen > 0
+	})
+	for range 2 * pairs {
+		if err := <-sums; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// BenchmarkSpliceMessage sends a message through the relay and has it answered.
+func BenchmarkSpliceMessage(b *testing.B) {
+	client, x := loopbackPair(b)
+	guest, y := loopbackPair(b)
+	client.SetDeadline(time.Time{})
+	guest.SetDeadline(time.Time{})
+	relayed(b, newSplicer(b, &fresh{}, patience), x, y, newRecord(nil))
+	go io.Copy(struct{ io.Writer }{guest}, struct{ io.Reader }{guest})
+	message := make([]byte, 64)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := client.Write(message); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, message); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestSpliceAllocates nothing while bytes move, neither by copies nor by pipes.
+func TestSpliceAllocates(t *testing.T) {
+	client, guest, _ := spliced(t, nil)
+	for _, size := range []int{64, 512 << 10} {
+		piece, sink := make([]byte, size), make([]byte, size)
+		write := make(chan struct{})
+		go func() {
+			for range write {
+				client.Write(piece)
+			}
+		}()
+		move := func() {
+			write <- struct{}{}
+			if _, err := io.ReadFull(guest, sink); err != nil {
+				t.Fatal(err)
+			}
+		}
+		move() // a pipe and a buffer are made once
+		if n := testing.AllocsPerRun(200, move); n != 0 {
+			t.Errorf("%d bytes: %v allocations", size, n)
+		}
+		close(write)
+	}
+}
+
+func TestSplicerClose(t *testing.T) {
 	client, a := loopbackPair(t)
 	guest, b := loopbackPair(t)
-	done := make(chan outcome, 1)
-	go func() {
-		counts, err := Splice(a, b, nil)
-		done <- outcome{counts, err}
-	}()
+	s, r := newSplicer(t, &fresh{}, patience), newRecord(nil)
+	relayed(t, s, a, b, r)
 	mustWrite(t, client, "x")
 	mustRead(t, guest, "x")
-	Reset(a)
-	if o := wait(t, done); !errors.Is(o.err, net.ErrClosed) {
-		t.Errorf("Splice: %v, want net.ErrClosed", o.err)
+	s.Close()
+	s.Close()
+	if o := wait(t, r.ended); !errors.Is(o.err, ErrStopped) {
+		t.Errorf("ended with %v, want ErrStopped", o.err)
 	}
 	mustBeReset(t, guest)
 	mustBeReset(t, client)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Refilled()
+	if v, err := s.Serve(fd, r); !errors.Is(err, ErrStopped) {
+		t.Errorf("Serve after Close: %v, %v", v, err)
+	}
 }
 
 // TestSpliceIdleHoldsNothing: idle connections must keep neither pipes nor buffers.
 func TestSpliceIdleHoldsNothing(t *testing.T) {
-	for range 8 {
-		client, guest, _ := spliced(t, nil)
+	s := newSplicer(t, &fresh{}, patience)
+	for range 2 * sparePipes {
+		client, a := loopbackPair(t)
+		guest, b := loopbackPair(t)
+		relayed(t, s, a, b, newRecord(nil))
 		go client.Write(make([]byte, 1<<20))
 		if _, err := io.ReadFull(guest, make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	noPipes(t)
+	held := make(chan int)
+	if !s.loops[0].post(func() {
+		n := 0
+		for _, slot := range s.loops[0].slots {
+			if p := slot.pair; p != nil && (p.dir[0].pipe != nil || p.dir[0].buf != nil || p.dir[1].pipe != nil || p.dir[1].buf != nil) {
+				n++
+			}
+		}
+		held <- n
+	}) {
+		t.Fatal("the loop has ended")
+	}
+	if n := <-held; n != 0 {
+		t.Errorf("%d idle pairs hold a pipe or a buffer", n)
+	}
+	if n := pipesMade.Load(); n > sparePipes {
+		t.Errorf("%d pipes are kept, want at most %d", n, sparePipes)
+	}
 }
 
-// noPipes waits for the garbage collector to close all pipes, which it does unless
-// a relay holds one.
-func noPipes(t *testing.T) {
+// serving returns where a Splicer serves r, on loopback.
+func serving(t *testing.T, s *Splicer, r *record) (netip.AddrPort, *Serving) {
 	t.Helper()
-	eventually(t, "all pipes are closed", func() bool {
-		runtime.GC() // the pool gives up what nobody holds in two collections
-		return pipesMade.Load() == 0
-	})
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false)
+	listener, err := plain.Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listener.(*net.TCPListener)
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Addresses(fd); err != nil || len(got) != 1 || got[0] != at {
+		t.Errorf("Addresses: %v, %v, want %v", got, err, at)
+	}
+	v, err := s.Serve(fd, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return at, v
 }
 
-func TestConnect(t *testing.T) {
+func dial(t *testing.T, at netip.AddrPort) *net.TCPConn {
+	t.Helper()
+	c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(at))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+// mustBeRefused dials at, and is reset: while it connects, or when it reads.
+func mustBeRefused(t *testing.T, at netip.AddrPort) {
+	t.Helper()
+	c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(at))
+	if errors.Is(err, syscall.ECONNRESET) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	mustBeReset(t, c)
+}
+
+func TestServe(t *testing.T) {
 	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -454,45 +702,144 @@ func TestConnect(t *testing.T) {
 	refusing := shut.Addr().(*net.TCPAddr).AddrPort()
 	shut.Close()
 	full := fullListener(t)
+	here, elsewhere := netip.MustParseAddrPort("127.0.0.2:0"), netip.MustParseAddrPort("192.0.2.1:0")
 
 	for _, tc := range []struct {
-		name     string
-		from, to netip.AddrPort
-		timeout  time.Duration
-		want     error
+		name    string
+		ways    Ways
+		timeout time.Duration
+		want    error
 	}{
-		{"accepted", netip.MustParseAddrPort("127.0.0.2:0"), open, patience, nil},
-		{"refused", netip.MustParseAddrPort("127.0.0.2:0"), refusing, patience, syscall.ECONNREFUSED},
-		{"no such address", netip.MustParseAddrPort("192.0.2.1:0"), open, patience, syscall.EADDRNOTAVAIL},
-		{"silence", netip.MustParseAddrPort("127.0.0.2:0"), full, 200 * time.Millisecond, context.DeadlineExceeded},
+		{"accepted", Ways{1, [2]Way{{here, open}}}, patience, nil},
+		{"refused", Ways{1, [2]Way{{here, refusing}}}, patience, unix.ECONNREFUSED},
+		{"refused, accepted", Ways{2, [2]Way{{here, refusing}, {here, open}}}, patience, nil},
+		{"no such address", Ways{1, [2]Way{{elsewhere, open}}}, patience, unix.EADDRNOTAVAIL},
+		{"no such address, accepted", Ways{2, [2]Way{{elsewhere, open}, {here, open}}}, patience, nil},
+		{"silence", Ways{1, [2]Way{{here, full}}}, 200 * time.Millisecond, os.ErrDeadlineExceeded},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), tc.timeout)
-			defer cancel()
-			sock := freshSocket(t, unix.AF_INET, unix.SOCK_STREAM)
-			c, err := Connect(ctx, sock, tc.from, tc.to)
-			if !errors.Is(err, tc.want) {
-				t.Fatalf("Connect: %v, want %v", err, tc.want)
-			}
-			if _, err := sock.Stat(); !errors.Is(err, os.ErrClosed) {
-				t.Errorf("the socket's file is still open: %v", err)
-			}
+			r := newRecord(nil)
+			r.ways = tc.ways
+			at, v := serving(t, newSplicer(t, &fresh{}, tc.timeout), r)
 			if tc.want != nil {
+				mustBeRefused(t, at)
+				select {
+				case err := <-r.failed:
+					if !errors.Is(err, tc.want) {
+						t.Errorf("ended with %v, want %v", err, tc.want)
+					}
+				case <-time.After(patience):
+					t.Error("the pair has not ended")
+				}
 				return
 			}
-			defer c.Close()
+			c := dial(t, at)
 			peer, err := l.AcceptTCP()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer peer.Close()
-			if got := peer.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != tc.from.Addr() {
-				t.Errorf("connected from %v, want %v", got, tc.from.Addr())
+			if got := peer.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != here.Addr() {
+				t.Errorf("connected from %v, want %v", got, here.Addr())
 			}
 			mustWrite(t, c, "hello")
 			mustRead(t, peer, "hello")
+			// The address is free at once, and the connection stays.
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+			again, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.Close()
+			mustWrite(t, peer, "still there")
+			mustRead(t, c, "still there")
+			c.Close()
+			peer.Close()
+			if o := wait(t, r.ended); o.counts != (Counts{ToGuest: 5, FromGuest: 11}) {
+				t.Errorf("ended with %+v, %v", o.counts, o.err)
+			}
 		})
 	}
+}
+
+// TestServeWaitsForSockets: clients wait while there is no socket, and no longer.
+func TestServeWaitsForSockets(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r, sockets := newRecord(nil), &fresh{}
+	r.ways = Ways{1, [2]Way{{netip.MustParseAddrPort("127.0.0.2:0"), l.Addr().(*net.TCPAddr).AddrPort()}}}
+	sockets.none.Store(true)
+	s := newSplicer(t, sockets, patience)
+	at, _ := serving(t, s, r)
+	const clients = 5
+	for range clients {
+		dial(t, at)
+	}
+	eventually(t, "all wait", func() bool { return s.waiting.Load() == clients })
+	sockets.none.Store(false)
+	s.Refilled()
+	for range clients {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	if n := s.waiting.Load(); n != 0 {
+		t.Errorf("%d still wait", n)
+	}
+}
+
+// TestServeWithoutDescriptors: a client waits in the backlog until there are some.
+func TestServeWithoutDescriptors(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := newRecord(nil)
+	r.ways = Ways{1, [2]Way{{netip.MustParseAddrPort("127.0.0.2:0"), l.Addr().(*net.TCPAddr).AddrPort()}}}
+	at, _ := serving(t, newSplicer(t, &fresh{}, patience), r)
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(client)
+	var files unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &files); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &files, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	defer restore()
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: files.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "accept fails", func() bool { return r.accepts.Load() > 0 })
+	restore()
+	peer, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	eventually(t, "the connection is counted", func() bool { return r.connected.Load() == 1 })
+}
+
+// TestServeNobody: a client that is not admitted is reset.
+func TestServeNobody(t *testing.T) {
+	at, _ := serving(t, newSplicer(t, &fresh{}, patience), newRecord(nil))
+	mustBeRefused(t, at)
 }
 
 // fullListener returns the address of a listener that answers no more SYNs.
@@ -557,7 +904,7 @@ func TestCheckSocket(t *testing.T) {
 		{"pipe", pipe, unix.AF_INET, syscall.ENOTSOCK},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := CheckSocket(tc.sock, tc.family); !errors.Is(err, tc.want) {
+			if err := CheckSocket(int(tc.sock.Fd()), tc.family); !errors.Is(err, tc.want) {
 				t.Errorf("CheckSocket: %v, want %v", err, tc.want)
 			}
 		})
