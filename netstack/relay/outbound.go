@@ -94,7 +94,7 @@ func (f *flow) fromGuest() {
 				}
 				continue
 			case *tcpip.ErrClosedForReceive:
-				if err := f.host.CloseWrite(); err != nil {
+				if err := f.closeWrite(); err != nil {
 					f.hostError("shut down", err)
 					return
 				}

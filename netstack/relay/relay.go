@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -31,7 +32,7 @@ var ErrReset = errors.New("connection reset")
 type flow struct {
 	ep    tcpip.Endpoint
 	queue *waiter.Queue
-	host  *net.TCPConn
+	host  Socket
 	raw   syscall.RawConn
 	bytes []*Bytes
 
@@ -48,7 +49,7 @@ type flow struct {
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
 // reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
 // it runs.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn, bytes ...*Bytes) error {
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, bytes ...*Bytes) error {
 	f := &flow{ep: ep, queue: queue, host: host, bytes: bytes, inbound: make(chan struct{}), stopped: make(chan struct{})}
 	raw, err := host.SyscallConn()
 	if err != nil {
@@ -88,9 +89,17 @@ func (f *flow) finish() error {
 		return nil
 	}
 	f.ep.Abort()
-	_ = f.host.SetLinger(0) // RST instead of FIN
-	_ = f.host.Close()
+	Reset(f.host)
 	return *cause
+}
+
+// closeWrite sends FIN to the host.
+func (f *flow) closeWrite() error {
+	var result error
+	if err := f.raw.Control(func(fd uintptr) { result = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("shutdown", result)
 }
 
 // wait blocks until the endpoint notifies ready; it reports false when the flow
