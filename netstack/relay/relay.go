@@ -25,9 +25,9 @@ var ErrReset = errors.New("connection reset")
 
 // flow is one TCP connection of the guest joined to one of the host.
 //
-// Each direction is a goroutine. The endpoint's receive queue is lent to the
-// kernel while one direction writes it out (outbound.go), so nobody may close or
-// abort the endpoint before both have ended: whoever wants the flow to end calls
+// The direction host → guest is the goroutine of Run, the other one is in outbound.go. The
+// endpoint's receive queue is lent to the kernel while that writes it out, so nobody may
+// close or abort the endpoint before both have ended: whoever wants the flow to end calls
 // stop, which wakes both.
 type flow struct {
 	ep    tcpip.Endpoint
@@ -35,9 +35,9 @@ type flow struct {
 	host  Socket
 	raw   syscall.RawConn
 	bytes []*Bytes
+	turn  *Turn
 
-	finSent atomic.Bool   // the host's FIN went to the guest
-	inbound chan struct{} // closed when the direction host → guest has ended
+	finSent atomic.Bool // the host's FIN went to the guest
 	stopped chan struct{}
 	cause   atomic.Pointer[error]
 }
@@ -48,9 +48,9 @@ type flow struct {
 //
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
 // reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
-// it runs.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, bytes ...*Bytes) error {
-	f := &flow{ep: ep, queue: queue, host: host, bytes: bytes, inbound: make(chan struct{}), stopped: make(chan struct{})}
+// it runs. Who hands gVisor the guest's segments does so in turns.
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, turn *Turn, bytes ...*Bytes) error {
+	f := &flow{turn: turn, ep: ep, queue: queue, host: host, bytes: bytes, stopped: make(chan struct{})}
 	raw, err := host.SyscallConn()
 	if err != nil {
 		ep.Abort()
@@ -59,12 +59,18 @@ func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socke
 	f.raw = raw
 	defer context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })()
 
-	go func() {
-		defer close(f.inbound)
-		f.toGuest()
-	}()
-	f.fromGuest()
-	<-f.inbound
+	o := newOutbound(f)
+	var entry waiter.Entry
+	entry.Init(o, waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp)
+	f.queue.EventRegister(&entry)
+	o.pump() // what came before
+	f.toGuest()
+	select {
+	case <-o.fin:
+	case <-f.stopped:
+	}
+	f.queue.EventUnregister(&entry)
+	o.end()
 	return f.finish()
 }
 
