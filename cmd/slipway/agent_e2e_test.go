@@ -105,7 +105,7 @@ func (a *agent) end() {
 type agentState struct {
 	listeners map[string]net.Listener
 	held      sync.WaitGroup
-	sockets   []net.Conn // of spread
+	sockets   []net.Conn // of spread and keep
 	pings     net.PacketConn
 	pages     pages
 
@@ -133,6 +133,7 @@ func serveAgent([]string) error {
 		"spread":     s.spread,
 		"swap":       s.swap,
 		"hold":       s.hold,
+		"keep":       s.keep,
 		"exec":       agentExec,
 		"write":      agentWrite,
 		"netif":      agentNetif,
