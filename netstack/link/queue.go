@@ -15,7 +15,8 @@ const (
 	// windows of the flows keep it short; what exceeds it is dropped and counted.
 	sendQueue = 4096
 	// directBelow is how much data in bytes a packet has at the most that is written by
-	// whom gVisor runs in.
+	// whom gVisor runs in. Those without, which begin and end a connection, are queued: the
+	// guest answers them at once, while the writer still had the connection's lock.
 	directBelow = 8 << 10
 	// maxHeld acknowledgements wait for the end of a turn.
 	maxHeld = 16
@@ -51,7 +52,7 @@ func (q *Queue) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 		if q.hold(pkt) {
 			return nil
 		}
-	} else if pkt.Data().Size() <= directBelow && q.waiting.Load() == 0 {
+	} else if n := pkt.Data().Size(); n > 0 && n <= directBelow && q.waiting.Load() == 0 {
 		return q.link.writeOne(pkt)
 	}
 	return q.enqueue(pkt)
