@@ -14,7 +14,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/link/qdisc/fifo"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -28,6 +27,7 @@ import (
 	"slipway/netstack/internal/histogram"
 	"slipway/netstack/internal/neighbour"
 	"slipway/netstack/link"
+	"slipway/netstack/relay"
 	"slipway/netstack/tap"
 	nat "slipway/netstack/udp"
 )
@@ -35,9 +35,6 @@ import (
 const (
 	nicID   = 1
 	dnsPort = 53
-	// sendQueue is how many packets of up to 64 KiB may wait for the TAP. The
-	// windows of the flows keep it short; what exceeds it is dropped and counted.
-	sendQueue = 4096
 )
 
 // Limits bound what the guest can make the stack hold.
@@ -109,6 +106,7 @@ type Stack struct {
 	policy Policy
 	stack  *stack.Stack
 	link   *link.Endpoint
+	turn   relay.Turn // the receive loop's
 	where  *neighbour.Table
 	own    []netip.Addr // the stack's addresses, the gateway's first of each family
 	serve  services
@@ -190,6 +188,9 @@ func (s *Stack) assemble() error {
 		},
 		Neighbours: s.where,
 		Handlers:   []link.Handler{handler{s}},
+		Stack:      s.stack,
+		NIC:        nicID,
+		Turn:       &s.turn,
 	})
 	if err := s.newFastPaths(); err != nil {
 		return err
@@ -277,9 +278,7 @@ func (s *Stack) setTCPOptions() error {
 
 // attach gives the stack its interface; frames are read from here on.
 func (s *Stack) attach() error {
-	// Writing to the TAP runs the guest's receive path in the writer. A goroutine
-	// of its own for that lets gVisor go on meanwhile.
-	opts := stack.NICOptions{Name: s.cfg.Device.Name(), QDisc: fifo.New(s.link, 1, sendQueue), Disabled: true}
+	opts := stack.NICOptions{Name: s.cfg.Device.Name(), QDisc: s.link.Queue(), Disabled: true}
 	if err := s.stack.CreateNICWithOptions(nicID, s.link, opts); err != nil {
 		return fmt.Errorf("create interface: %s", err)
 	}

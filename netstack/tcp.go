@@ -67,15 +67,15 @@ const (
 	keepaliveCount    = 4
 )
 
+var keepalive = net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount}
+
 // guestTCP accepts the guest's connections: the host is dialled first, and the
 // guest's handshake is finished only when that succeeded, so that connect(2) in
 // the guest tells the truth.
 type guestTCP struct {
 	s       *Stack
 	forward *tcp.Forwarder
-	dialer  net.Dialer
-
-	pace *pace.Limiter
+	pace    *pace.Limiter
 
 	mu sync.Mutex
 	// requests are those in flight, at most Limits.PendingDials and maxGivenUp more.
@@ -99,13 +99,6 @@ type request struct {
 
 func newGuestTCP(s *Stack) *guestTCP {
 	t := &guestTCP{s: s, pace: pace.New(dialsPerCPU), requests: make(map[stack.TransportEndpointID]*request)}
-	t.dialer = net.Dialer{
-		Timeout: dialTimeout,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
-		},
-	}
-	t.dialer.SetMultipathTCP(false)
 	// The limit is enforced in handle, where it is counted; the forwarder's own
 	// is only the backstop.
 	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
@@ -222,6 +215,7 @@ func (t *guestTCP) take(id stack.TransportEndpointID) *request {
 
 // accept is the life of one flow from its SYN on, in a goroutine of its own.
 func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
+	growStack(r)
 	s, id := t.s, r.ID()
 	req := t.take(id)
 	if req == nil {
@@ -242,9 +236,18 @@ func (t *guestTCP) accept(r *tcp.ForwarderRequest) {
 	}
 }
 
+// growStack makes room at once for what a flow needs: to grow step by step, with ever more
+// frames to move, is a twentieth of the time of a short flow.
+//
+//go:noinline
+func growStack(r *tcp.ForwarderRequest) (used byte) {
+	var frame [5 << 10]byte
+	return frame[r.ID().RemotePort%uint16(len(frame))]
+}
+
 // establish dials the host's side and then finishes the guest's handshake. It returns nil
 // where either fails, of which the guest has then heard.
-func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waiter.Queue) (tcpip.Endpoint, *net.TCPConn) {
+func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waiter.Queue) (tcpip.Endpoint, relay.Socket) {
 	conn, err := t.dial(req, addrPort(req.id.LocalAddress, req.id.LocalPort))
 	if err != nil {
 		t.refuse(r, req, err)
@@ -270,8 +273,7 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 	if terr != nil {
 		t.s.stats.handshakesFailed.Add(1)
 		t.pace.Charge(unfinishedCost)
-		_ = conn.SetLinger(0)
-		_ = conn.Close()
+		relay.Reset(conn)
 		return nil, nil
 	}
 	t.pace.Give()
@@ -298,7 +300,7 @@ func (t *guestTCP) abort(id stack.TransportEndpointID, handshake <-chan struct{}
 }
 
 // dial opens the host's side of a flow to dst.
-func (t *guestTCP) dial(req *request, dst netip.AddrPort) (*net.TCPConn, error) {
+func (t *guestTCP) dial(req *request, dst netip.AddrPort) (relay.Socket, error) {
 	s := t.s
 	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
 		return nil, fmt.Errorf("%d flows: %w", s.cfg.Limits.Flows, ErrLimit)
@@ -319,18 +321,11 @@ func (t *guestTCP) dial(req *request, dst netip.AddrPort) (*net.TCPConn, error) 
 	if err != nil {
 		return nil, err
 	}
-	network, from, dialer := "tcp4", s.cfg.Outbound4, t.dialer
+	from := s.cfg.Outbound4
 	if to.Addr().Is6() {
-		network, from = "tcp6", s.cfg.Outbound6 // which sets IPV6_V6ONLY
+		from = s.cfg.Outbound6
 	}
-	if from.IsValid() {
-		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
-	}
-	conn, err := dialer.DialContext(req.ctx, network, to.String())
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.TCPConn), nil //nolint:forcetypeassert // network is TCP
+	return relay.Dial(req.ctx, from, to, dialTimeout, keepalive)
 }
 
 // refuse answers a SYN as the host's kernel answered the dial.
@@ -357,13 +352,13 @@ func (t *guestTCP) unreachable(syn *stack.PacketBuffer) {
 }
 
 // relay joins an accepted endpoint and its host socket until the flow ends.
-func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn *net.TCPConn, bytes ...*relay.Bytes) {
+func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn relay.Socket, bytes ...*relay.Bytes) {
 	s.stats.flowsOpen.Add(1)
 	s.stats.flowsTotal.Add(1)
 	defer s.stats.flowsOpen.Add(-1)
 	tuneEndpoint(ep)
 	begin := time.Now()
-	err := relay.Run(ctx, ep, queue, conn, bytes...)
+	err := relay.Run(ctx, ep, queue, conn, &s.turn, bytes...)
 	s.stats.flowTime.Observe(time.Since(begin))
 	switch {
 	case err == nil:

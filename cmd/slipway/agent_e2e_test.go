@@ -109,7 +109,7 @@ func (a *agent) end() {
 type agentState struct {
 	listeners map[string]net.Listener
 	held      sync.WaitGroup
-	sockets   []net.Conn // of spread
+	sockets   []net.Conn // of spread and keep
 	pings     net.PacketConn
 	pages     pages
 	mix       *mixServer
@@ -142,6 +142,7 @@ func serveAgent([]string) error {
 		"servemix":   s.serveMix,
 		"mixed":      s.mixed,
 		"hold":       s.hold,
+		"keep":       s.keep,
 		"exec":       agentExec,
 		"write":      agentWrite,
 		"netif":      agentNetif,

@@ -77,6 +77,9 @@ func engine() error {
 	if err := client.Ready(); err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
+	if err := confine.ReleaseImage(); err != nil {
+		logger().Debug("the engine keeps more memory than it needs", "error", err)
+	}
 	<-client.Done()
 	return nil
 }

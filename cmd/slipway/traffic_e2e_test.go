@@ -438,6 +438,33 @@ func (s *agentState) spread(args []string) (string, error) {
 	return "", nil
 }
 
+// keep: keep ADDR N makes N connections to an echo server, has a request answered on each,
+// and keeps them.
+func (s *agentState) keep(args []string) (string, error) {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return "", err
+	}
+	for i := range n {
+		c, err := net.DialTimeout("tcp", args[0], patience)
+		if err != nil {
+			return "", fmt.Errorf("connection %d: %w", i, err)
+		}
+		s.sockets = append(s.sockets, c)
+		b := []byte("hello")
+		if _, err := c.Write(b); err != nil {
+			return "", err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			return "", err
+		}
+		if _, err := io.ReadFull(c, b); err != nil {
+			return "", fmt.Errorf("connection %d: %w", i, err)
+		}
+	}
+	return "", nil
+}
+
 // hold: hold ADDR N begins to connect N times, and does not wait for it.
 func (s *agentState) hold(args []string) (string, error) {
 	n, err := strconv.Atoi(args[1])

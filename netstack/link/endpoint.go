@@ -35,6 +35,9 @@ const (
 	// smallRun is after how many frames in a row that are copied the next is not expected to be lent
 	// to gVisor.
 	smallRun = 16
+	// turnBelow is the frame length in bytes up to which the receive loop does gVisor's work
+	// itself.
+	turnBelow = 4 << 10
 	// flushEvery bounds how many frames a handler may hold back while more are
 	// waiting.
 	flushEvery = 64
@@ -70,6 +73,12 @@ type Config struct {
 	Neighbours *neighbour.Table
 	// Handlers are asked in order before gVisor.
 	Handlers []Handler
+	// Stack is where segments go, of which the interface has the number NIC; nil: whoever
+	// is attached does all of its work itself.
+	Stack *stack.Stack
+	NIC   tcpip.NICID
+	// Turn hears of the segments that the receive loop does gVisor's work for.
+	Turn Turn
 }
 
 // Endpoint implements [stack.LinkEndpoint] and [stack.GSOEndpoint].
@@ -78,6 +87,7 @@ type Endpoint struct {
 	dev     *tap.Device
 	mac     [6]byte
 	stats   counters
+	queue   *Queue
 	writers sync.Pool
 
 	stopping   atomic.Bool  // tells the receive loop to end
@@ -99,6 +109,13 @@ func New(cfg Config) *Endpoint {
 		mac:     [6]byte(cfg.MAC),
 		writers: sync.Pool{New: func() any { return new(tap.Writer) }},
 	}
+}
+
+// Queue makes the queueing discipline of the endpoint's interface, which closes it. A
+// Config with a Stack needs it before Attach.
+func (e *Endpoint) Queue() *Queue {
+	e.queue = newQueue(e)
+	return e.queue
 }
 
 // MTU implements stack.NetworkLinkEndpoint.
@@ -333,7 +350,11 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 		}
 		lent = true
 	}
-	dispatch(d, payload)
+	if ep := e.endpoint(frame, heads); ep != nil && n <= turnBelow {
+		e.take(d, ep, payload)
+	} else {
+		dispatch(d, payload)
+	}
 	return lent
 }
 
@@ -406,6 +427,17 @@ func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 		}
 	}
 	return pkts.Len(), nil
+}
+
+// writeOne is WritePackets of one packet.
+func (e *Endpoint) writeOne(pkt *stack.PacketBuffer) tcpip.Error {
+	w := e.writers.Get().(*tap.Writer)
+	defer e.writers.Put(w)
+	if err := e.writePacket(w, pkt); err != nil {
+		e.stats.txError(err)
+		return &tcpip.ErrNoBufferSpace{}
+	}
+	return nil
 }
 
 func (e *Endpoint) writePacket(w *tap.Writer, pkt *stack.PacketBuffer) error {

@@ -17,16 +17,17 @@ type loans struct {
 	turn  int
 }
 
-// next returns a buffer that nobody else looks at. What gVisor still holds stays its
-// own: a write to a shared view copies the view first (buffer.View.WriteAt), and so does
-// this one of nothing.
+// next returns a buffer that nobody else looks at. What gVisor still holds stays its own:
+// a new one takes its place.
 func (l *loans) next() *buffer.View {
 	v := &l.views[l.turn]
 	l.turn = (l.turn + 1) % maxLoans
+	if *v != nil && sharesChunk(*v) {
+		(*v).Release()
+		*v = nil
+	}
 	if *v == nil {
 		*v = buffer.NewViewSize(bigFrame)
-	} else {
-		_, _ = (*v).WriteAt(nil, 0)
 	}
 	return *v
 }

@@ -323,6 +323,9 @@ func (m *monitor) oneEngine(ctx context.Context, restarts int, ready func(pid in
 			if err := ready(e.cmd.Process.Pid); err != nil {
 				return 0, err
 			}
+			if err := confine.ReleaseImage(); err != nil {
+				m.log.Debug("the monitor keeps more memory than it needs", "error", err)
+			}
 		case <-timeout.C:
 			err = fmt.Errorf("the engine was not ready within %v", readyTimeout)
 		case <-e.talked:

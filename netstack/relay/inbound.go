@@ -2,6 +2,7 @@ package relay
 
 import (
 	"io"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,11 +17,21 @@ import (
 // one byte more, and every chunk would cost a second, tiny segment.
 const maxChunk = 65535 - header.TCPTotalHeaderMaximumSize - 1
 
+// small is the most that is read at once while no more comes at a time, in bytes. That
+// takes two system calls for an answer, one to read it and one that finds no more, where
+// asking for the length first takes four.
+const small = 4096
+
+var smalls = sync.Pool{New: func() any { return new([small]byte) }}
+
 // inbound is the direction host → guest. It is the Payloader from which the
 // endpoint fills its segments, so the kernel copies straight into them.
 type inbound struct {
 	fd    int
-	known int // bytes that lie in the receive queue, at the least
+	large bool         // as much as fills small came at a time
+	chunk *[small]byte // nil while held is empty
+	held  []byte       // what was read into chunk and the endpoint has not taken yet
+	known int          // bytes that lie in the receive queue, at the least
 	left  int
 	read  int
 	errno unix.Errno
@@ -41,6 +52,15 @@ func (i *inbound) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		return 0, nil
+	}
+	if len(i.held) > 0 {
+		n := copy(p, i.held[:min(len(p), i.left)])
+		i.held = i.held[n:]
+		i.read += n
+		if i.left -= n; i.left == 0 {
+			return n, io.EOF
+		}
+		return n, nil
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(i.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(min(len(p), i.left)))
 	if errno != 0 {
@@ -63,6 +83,7 @@ func (f *flow) toGuest() {
 	defer f.queue.EventUnregister(&entry)
 	i := &inbound{ep: f.ep}
 	i.try = i.attempt
+	defer i.release()
 	for {
 		i.read, i.errno, i.werr = 0, 0, nil
 		if err := f.raw.Read(i.try); err != nil {
@@ -110,6 +131,9 @@ func (f *flow) toGuest() {
 // that is nothing and the poller shall wait.
 func (i *inbound) attempt(fd uintptr) bool {
 	i.fd = int(fd)
+	if !i.large || len(i.held) > 0 {
+		return i.attemptSmall()
+	}
 	// The length is asked for first: the endpoint reserves that much, and memory
 	// that a short read leaves unused would stay pinned until it is acknowledged.
 	n := i.known
@@ -138,6 +162,7 @@ func (i *inbound) attempt(fd uintptr) bool {
 		}
 		n = 1
 	}
+	i.large = n >= small
 	i.left = min(n, maxChunk)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
 	i.known = max(n-i.read, 0)
@@ -145,4 +170,40 @@ func (i *inbound) attempt(fd uintptr) bool {
 		i.known = 0
 	}
 	return true
+}
+
+// attemptSmall is attempt for what fits in small.
+func (i *inbound) attemptSmall() bool {
+	if len(i.held) == 0 {
+		if i.chunk == nil {
+			i.chunk = smalls.Get().(*[small]byte) //nolint:forcetypeassert // nothing else is put there
+		}
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(i.fd), uintptr(unsafe.Pointer(i.chunk)), small)
+		switch {
+		case errno == unix.EAGAIN:
+			i.release()
+			return false
+		case errno == unix.EINTR:
+			return true
+		case errno != 0:
+			i.errno = errno
+			return true
+		case n == 0:
+			i.eof = true
+			return true
+		}
+		i.held = i.chunk[:n]
+		i.large = n == small
+	}
+	i.left = len(i.held)
+	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{Atomic: true})
+	return true
+}
+
+// release gives the buffer for small answers back: a flow that waits has none.
+func (i *inbound) release() {
+	if i.chunk != nil {
+		smalls.Put(i.chunk)
+		i.chunk, i.held = nil, nil
+	}
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -56,99 +58,196 @@ func (d *discard) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
 // outbound writes the guest's bytes to the host's socket: look at all queued
 // segments, one writev, then take out what the host took. There is no copy in
 // between. The endpoint purges its receive queue only when it is closed or
 // aborted, which happens after this direction has ended.
+//
+// A small request is written by whom gVisor runs in (see [Turn]). All else is for a
+// goroutine of this direction, which begins when there is something for it: a flow that
+// waits, or has only ever asked for something, has none.
 type outbound struct {
-	flow  *flow
-	batch batch
-	taken discard
-	wrote int
-	errno unix.Errno
-	try   func(fd uintptr) bool
+	flow    *flow
+	ready   chan struct{} // wakes the goroutine
+	started atomic.Bool   // it was begun, or shall not be any more
+	quit    chan struct{} // tells it to end
+	gone    chan struct{} // closed when it has ended
+	fin     chan struct{} // closed when the guest's FIN went to the host
+
+	mu     sync.Mutex // who holds it may look at the queue, and guards the following fields
+	closed bool       // the guest's FIN went to the host
+	over   bool       // nobody may look at the queue any more
+	batch  *batch     // nil while nobody looks
+	taken  discard
+	wrote  int
+	errno  unix.Errno
+	try    func(fd uintptr) bool // what write and writeOnce make, once for all
+	once   func(fd uintptr)
 }
 
-// fromGuest runs the direction guest → host until FIN, failure or stop.
-func (f *flow) fromGuest() {
-	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
-	f.queue.EventRegister(&entry)
-	defer f.queue.EventUnregister(&entry)
-	o := &outbound{flow: f}
-	o.try = func(fd uintptr) bool {
-		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&o.batch.iov[0])), uintptr(o.batch.n))
-		if errno == unix.EAGAIN || errno == unix.EINTR {
-			return errno == unix.EINTR
-		}
-		o.wrote, o.errno = int(n), errno
-		return true
+func newOutbound(f *flow) *outbound {
+	o := &outbound{
+		flow: f, ready: make(chan struct{}, 1),
+		quit: make(chan struct{}), gone: make(chan struct{}), fin: make(chan struct{}),
 	}
+	o.try = func(fd uintptr) bool {
+		o.writev(fd)
+		return o.errno != unix.EAGAIN
+	}
+	o.once = o.writev
+	return o
+}
+
+// NotifyEvent implements waiter.EventListener. gVisor may hold the endpoint's lock.
+func (o *outbound) NotifyEvent(waiter.EventMask) {
+	if !o.flow.turn.notes(o) {
+		o.wake()
+	}
+}
+
+func (o *outbound) wake() {
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+	if o.started.CompareAndSwap(false, true) {
+		go o.serve()
+	}
+}
+
+// end ends the goroutine of this direction once it waits no more for the host: the flow
+// was stopped, or the guest's FIN has been passed on. Nobody looks at the queue after it.
+func (o *outbound) end() {
+	close(o.quit)
+	if !o.started.CompareAndSwap(false, true) {
+		<-o.gone
+	}
+	o.mu.Lock()
+	o.over = true
+	o.mu.Unlock()
+}
+
+// serve is the life of that goroutine.
+func (o *outbound) serve() {
+	defer close(o.gone)
 	for {
+		select {
+		case <-o.ready:
+		case <-o.quit:
+			return
+		}
+		if !o.next() {
+			return
+		}
+	}
+}
+
+// pump writes what the host takes at once, in the goroutine that calls it. What is more
+// is for the goroutine of this direction.
+func (o *outbound) pump() {
+	if !o.mu.TryLock() {
+		o.wake()
+		return
+	}
+	defer o.mu.Unlock()
+	if !o.over {
+		o.nextLocked(o.writeOnce)
+	}
+}
+
+func (o *outbound) next() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.nextLocked(o.write)
+}
+
+// nextLocked writes all that there is, by write, until that returns false. It reports
+// whether there may be more.
+func (o *outbound) nextLocked(write func() bool) bool {
+	f := o.flow
+	if o.closed {
+		return o.watch()
+	}
+	o.batch = batches.Get().(*batch) //nolint:forcetypeassert // nothing else is put there
+	defer func() {
+		clear(o.batch.iov[:o.batch.n]) // do not keep the segments alive
+		batches.Put(o.batch)
+		o.batch = nil
+	}()
+	for {
+		clear(o.batch.iov[:o.batch.n])
 		o.batch.n, o.batch.bytes = 0, 0
-		_, err := f.ep.Read(&o.batch, tcpip.ReadOptions{Peek: true})
+		_, err := f.ep.Read(o.batch, tcpip.ReadOptions{Peek: true})
 		if o.batch.bytes == 0 {
 			switch err.(type) {
 			case *tcpip.ErrWouldBlock, nil:
-				if !f.wait(ready) {
-					return
-				}
-				continue
+				return true
 			case *tcpip.ErrClosedForReceive:
 				if endpointReset(f.ep) {
 					f.guestError("read", &tcpip.ErrConnectionReset{})
-					return
+					return false
 				}
 				f.finPassed.Store(true)
-				if err := f.host.CloseWrite(); err != nil {
-					f.hostError("shut down", err)
-					return
+				// Where the host has closed too, its socket is closed next.
+				if !f.finSent.Load() {
+					if err := f.closeWrite(); err != nil {
+						f.hostError("shut down", err)
+						return false
+					}
 				}
-				f.watch(ready)
-				return
+				o.closed = true
+				close(o.fin)
+				return o.watch()
 			}
 			f.guestError("read", err)
-			return
+			return false
 		}
-		if !o.write() {
-			return
-		}
-	}
-}
-
-// watch waits for the other direction after the guest's FIN. A reset that comes
-// then would go unseen: nobody reads any more.
-func (f *flow) watch(ready <-chan struct{}) {
-	for {
-		// A reset in CLOSE_WAIT leaves the endpoint closed and not in error.
-		state := tcp.EndpointState(f.ep.State())
-		if (state == tcp.StateError || state == tcp.StateClose) && !f.finSent.Load() {
-			f.stop(fmt.Errorf("relay: after FIN: guest: %w", ErrReset))
-			return
-		}
-		select {
-		case <-ready:
-		case <-f.inbound:
-			return
-		case <-f.stopped:
-			return
+		if !write() || !o.take() {
+			return false
 		}
 	}
 }
 
-// write hands one batch to the host and takes what went out of the queue.
+// write waits until the host takes something of the batch.
 func (o *outbound) write() bool {
-	f := o.flow
-	o.wrote, o.errno = 0, 0
-	if err := f.raw.Write(o.try); err != nil {
-		f.hostError("write", err)
+	err := o.flow.raw.Write(o.try)
+	if err != nil {
+		o.flow.hostError("write", err)
+	}
+	return err == nil
+}
+
+// writeOnce leaves what the host does not take at once to the goroutine.
+func (o *outbound) writeOnce() bool {
+	if err := o.flow.raw.Control(o.once); err != nil || o.errno == unix.EAGAIN {
+		o.wake()
 		return false
 	}
+	return true
+}
+
+func (o *outbound) writev(fd uintptr) {
+	o.wrote = 0
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&o.batch.iov[0])), uintptr(o.batch.n))
+		if o.errno = errno; errno == 0 {
+			o.wrote = int(n)
+		}
+		if errno != unix.EINTR {
+			return
+		}
+	}
+}
+
+// take takes out of the queue what was written. It reports whether this direction goes
+// on.
+func (o *outbound) take() bool {
+	f := o.flow
 	if o.errno != 0 {
 		f.hostError("write", o.errno)
 		return false
-	}
-	if o.wrote == 0 {
-		return true
 	}
 	o.taken.left = o.wrote
 	if _, err := f.ep.Read(&o.taken, tcpip.ReadOptions{}); err != nil {
@@ -159,5 +258,18 @@ func (o *outbound) write() bool {
 		b.FromGuest.Add(uint64(o.wrote))
 	}
 	f.ep.ModerateRecvBuf(min(o.wrote, math.MaxInt32))
+	return true
+}
+
+// watch looks for a reset that comes after the guest's FIN, which would go unseen: nobody
+// reads any more.
+func (o *outbound) watch() bool {
+	f := o.flow
+	// A reset in CLOSE_WAIT leaves the endpoint closed and not in error.
+	state := tcp.EndpointState(f.ep.State())
+	if (state == tcp.StateError || state == tcp.StateClose) && !f.finSent.Load() {
+		f.stop(fmt.Errorf("relay: after FIN: guest: %w", ErrReset))
+		return false
+	}
 	return true
 }

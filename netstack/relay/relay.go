@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
-	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -24,20 +24,20 @@ var ErrReset = errors.New("connection reset")
 
 // flow is one TCP connection of the guest joined to one of the host.
 //
-// Each direction is a goroutine. The endpoint's receive queue is lent to the
-// kernel while one direction writes it out (outbound.go), so nobody may close or
-// abort the endpoint before both have ended: whoever wants the flow to end calls
+// The direction host → guest is the goroutine of Run, the other one is in outbound.go. The
+// endpoint's receive queue is lent to the kernel while that writes it out, so nobody may
+// close or abort the endpoint before both have ended: whoever wants the flow to end calls
 // stop, which wakes both.
 type flow struct {
 	ep    tcpip.Endpoint
 	queue *waiter.Queue
-	host  *net.TCPConn
+	host  Socket
 	raw   syscall.RawConn
 	bytes []*Bytes
+	turn  *Turn
 
-	finSent   atomic.Bool   // the host's FIN went to the guest
-	finPassed atomic.Bool   // the guest's FIN goes to the host
-	inbound   chan struct{} // closed when the direction host → guest has ended
+	finSent   atomic.Bool // the host's FIN went to the guest
+	finPassed atomic.Bool // the guest's FIN goes to the host
 	stopped   chan struct{}
 	cause     atomic.Pointer[error]
 }
@@ -48,9 +48,9 @@ type flow struct {
 //
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
 // reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
-// it runs.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host *net.TCPConn, bytes ...*Bytes) error {
-	f := &flow{ep: ep, queue: queue, host: host, bytes: bytes, inbound: make(chan struct{}), stopped: make(chan struct{})}
+// it runs. Who hands gVisor the guest's segments does so in turns.
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, turn *Turn, bytes ...*Bytes) error {
+	f := &flow{turn: turn, ep: ep, queue: queue, host: host, bytes: bytes, stopped: make(chan struct{})}
 	raw, err := host.SyscallConn()
 	if err != nil {
 		ep.Abort()
@@ -59,12 +59,18 @@ func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host *net.
 	f.raw = raw
 	defer context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })()
 
-	go func() {
-		defer close(f.inbound)
-		f.toGuest()
-	}()
-	f.fromGuest()
-	<-f.inbound
+	o := newOutbound(f)
+	var entry waiter.Entry
+	entry.Init(o, waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp)
+	f.queue.EventRegister(&entry)
+	o.pump() // what came before
+	f.toGuest()
+	select {
+	case <-o.fin:
+	case <-f.stopped:
+	}
+	f.queue.EventUnregister(&entry)
+	o.end()
 	return f.finish()
 }
 
@@ -75,7 +81,7 @@ func (f *flow) stop(cause error) {
 	}
 	close(f.stopped)
 	// A deadline in the past wakes who is parked on the host's socket.
-	_ = f.host.SetDeadline(time.Unix(1, 0))
+	_ = f.host.SetDeadline(longAgo)
 }
 
 // finish closes both ends: in order, or with a reset after a failure.
@@ -89,9 +95,17 @@ func (f *flow) finish() error {
 		return nil
 	}
 	f.ep.Abort()
-	_ = f.host.SetLinger(0) // RST instead of FIN
-	_ = f.host.Close()
+	Reset(f.host)
 	return *cause
+}
+
+// closeWrite sends FIN to the host.
+func (f *flow) closeWrite() error {
+	var result error
+	if err := f.raw.Control(func(fd uintptr) { result = unix.Shutdown(int(fd), unix.SHUT_WR) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("shutdown", result)
 }
 
 // wait blocks until the endpoint notifies ready; it reports false when the flow

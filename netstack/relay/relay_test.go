@@ -75,6 +75,8 @@ type flowTest struct {
 	guest *gonet.TCPConn
 	host  *net.TCPConn
 	bytes Bytes
+	turn  Turn
+	ep    chan tcpip.Endpoint // of ours
 	done  chan error
 }
 
@@ -83,7 +85,7 @@ type flowTest struct {
 func newFlow(ctx context.Context, t testing.TB) *flowTest {
 	t.Helper()
 	p := newPair(t)
-	f := &flowTest{done: make(chan error, 1)}
+	f := &flowTest{ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1)}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +105,8 @@ func newFlow(ctx context.Context, t testing.TB) *flowTest {
 			f.done <- errors.New(terr.String())
 			return
 		}
-		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.bytes)
+		f.ep <- ep
+		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.turn, &f.bytes)
 	})
 	p.ours.SetTransportProtocolHandler(tcp.ProtocolNumber, fwd.HandlePacket)
 	dst := tcpip.FullAddress{NIC: 1, Addr: tcpip.AddrFromSlice(hostAddr.AsSlice()), Port: 80}
@@ -270,6 +273,56 @@ func TestReset(t *testing.T) {
 			t.Errorf("Run returned %v, want ErrReset", err)
 		}
 	})
+}
+
+// TestTurn: what comes in a turn is written when it ends, by who ends it.
+func TestTurn(t *testing.T) {
+	f := newFlow(t.Context(), t)
+	b := make([]byte, 16)
+	for _, word := range []string{"first", "second"} {
+		if _, err := f.guest.Write([]byte(word)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := f.host.Read(b); err != nil || string(b[:n]) != word {
+			t.Fatalf("read %q, %v, want %q", b[:n], err, word)
+		}
+	}
+	ep := <-f.ep
+	before := runtime.NumGoroutine()
+	soon := func(what string, done func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !done(); runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 10 s: %s", what)
+			}
+		}
+	}
+	for i := range uint64(100) {
+		want := uint64(len("firstsecond")) + i*uint64(len("request"))
+		soon("the bytes are counted", func() bool { return f.bytes.FromGuest.Load() == want })
+		f.turn.Begin(ep)
+		if _, err := f.guest.Write([]byte("request")); err != nil {
+			t.Fatal(err)
+		}
+		soon("the flow is notified", f.turn.noted)
+		if got := f.bytes.FromGuest.Load(); got != want {
+			t.Fatalf("%d bytes were written, %d before the turn", got, want)
+		}
+		f.turn.End()
+		if n, err := f.host.Read(b); err != nil || string(b[:n]) != "request" {
+			t.Fatalf("read %q, %v", b[:n], err)
+		}
+	}
+	if now := runtime.NumGoroutine(); now > before {
+		t.Errorf("%d goroutines, %d before", now, before)
+	}
+}
+
+// noted reports whether the end of the turn will pump a flow.
+func (t *Turn) noted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.flow != nil
 }
 
 // TestBackPressure: what nobody reads stays with the sender.

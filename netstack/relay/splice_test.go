@@ -662,7 +662,7 @@ func serving(t *testing.T, s *Splicer, r *record) (netip.AddrPort, *Serving) {
 	return at, v
 }
 
-func dial(t *testing.T, at netip.AddrPort) *net.TCPConn {
+func dialed(t *testing.T, at netip.AddrPort) *net.TCPConn {
 	t.Helper()
 	c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(at))
 	if err != nil {
@@ -733,7 +733,7 @@ func TestServe(t *testing.T) {
 				}
 				return
 			}
-			c := dial(t, at)
+			c := dialed(t, at)
 			peer, err := l.AcceptTCP()
 			if err != nil {
 				t.Fatal(err)
@@ -778,7 +778,7 @@ func TestServeWaitsForSockets(t *testing.T) {
 	at, _ := serving(t, s, r)
 	const clients = 5
 	for range clients {
-		dial(t, at)
+		dialed(t, at)
 	}
 	eventually(t, "all wait", func() bool { return s.waiting.Load() == clients })
 	sockets.none.Store(false)

@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -98,8 +97,12 @@ func NewSplicer(cfg SplicerConfig) (*Splicer, error) {
 }
 
 // Reset closes c with a RST, so that its peer does not take a cut stream for a whole one.
-func Reset(c *net.TCPConn) {
-	_ = c.SetLinger(0) // fails only on a closed connection, as does Close
+func Reset(c Socket) {
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { // fails only on a closed connection, as does Close
+			_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		})
+	}
 	_ = c.Close()
 }
 

@@ -1,0 +1,95 @@
+package link
+
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// Turn hears which endpoint the receive loop hands a segment to.
+type Turn interface {
+	// Begin comes before gVisor gets a segment of ep.
+	Begin(ep tcpip.Endpoint)
+	// End comes when gVisor is done with it.
+	End()
+}
+
+// take hands gVisor a small segment of a connection and lets it do its work here, in the
+// receive loop, where it would wake one of its processors otherwise: to wait for a
+// goroutine to wake takes as long as all the rest. What gVisor has done for the relay,
+// the end of the turn completes. Acknowledgements to the guest go last: they are in
+// nobody's way then.
+func (e *Endpoint) take(d stack.NetworkDispatcher, ep *tcp.Endpoint, frame buffer.Buffer) {
+	if !ep.TryLock() {
+		dispatch(d, frame) // whoever has it is not waited for
+		return
+	}
+	ep.ResumeWork()
+	e.queue.begin()
+	e.cfg.Turn.Begin(ep)
+	// While a user has an endpoint, gVisor queues segments and wakes nobody.
+	ep.LockUser()
+	dispatch(d, frame)
+	// The lock is free from here, and the endpoint a user's still.
+	ep.ResumeWork()
+	switch state := ep.EndpointState(); {
+	case state == tcp.StateSynRecv:
+		handleConnecting(ep)
+	case state != tcp.StateTimeWait && connected(state):
+		handleConnected(ep)
+	}
+	// Whatever is in the queue still, a processor is woken for.
+	ep.LockUser()
+	ep.UnlockUser()
+	e.cfg.Turn.End()
+	e.queue.release()
+}
+
+func connected(s tcp.EndpointState) bool {
+	switch s {
+	case tcp.StateEstablished, tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateCloseWait, tcp.StateLastAck, tcp.StateClosing:
+		return true
+	}
+	return false
+}
+
+// endpoint is gVisor's of the connection that a frame belongs to, whose first heads bytes
+// are the headers of a TCP segment in one piece; nil where there is none, and where the
+// segment begins or resets a connection.
+func (e *Endpoint) endpoint(frame []byte, heads int) *tcp.Endpoint {
+	if e.cfg.Stack == nil || heads < header.EthernetMinimumSize+header.IPv4MinimumSize+header.TCPMinimumSize {
+		return nil
+	}
+	var id stack.TransportEndpointID
+	proto := tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(frame[12:]))
+	b := frame[header.EthernetMinimumSize:heads]
+	switch proto {
+	case header.IPv4ProtocolNumber:
+		ip := header.IPv4(b)
+		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
+		b = b[min(int(ip.HeaderLength()), len(b)):]
+	case header.IPv6ProtocolNumber:
+		if len(b) < header.IPv6MinimumSize {
+			return nil
+		}
+		ip := header.IPv6(b)
+		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
+		b = b[header.IPv6MinimumSize:]
+	default:
+		return nil
+	}
+	if len(b) < header.TCPMinimumSize {
+		return nil
+	}
+	seg := header.TCP(b)
+	if seg.Flags()&(header.TCPFlagSyn|header.TCPFlagRst|header.TCPFlagAck) != header.TCPFlagAck {
+		return nil
+	}
+	id.LocalPort, id.RemotePort = seg.DestinationPort(), seg.SourcePort()
+	ep, _ := e.cfg.Stack.FindTransportEndpoint(proto, header.TCPProtocolNumber, id, e.cfg.NIC).(*tcp.Endpoint)
+	return ep
+}
