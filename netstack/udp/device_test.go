@@ -310,10 +310,22 @@ func TestKernelGuestForwards(t *testing.T) {
 						t.Fatalf("%d bytes to behind the guest: %d came", n, len(b))
 					}
 				}
+				segmented(t, server, 3000) // a run
+				payload := bytes.Repeat([]byte("0123456789"), 900)
+				if _, err := c.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				_, from := read(t, server)
+				writeTo(t, server, payload, from)
+				for i := range 3 {
+					if b, _ := read(t, c); !bytes.Equal(b, payload[i*3000:][:3000]) {
+						t.Fatalf("datagram %d of a run: %d bytes came", i, len(b))
+					}
+				}
 				// What is written is counted after it.
-				eventually(t, "4 datagrams each way", func() bool {
+				eventually(t, "all datagrams are counted", func() bool {
 					s := g.nat.Stats()
-					return s.RxDatagrams == 4 && s.TxDatagrams == 4
+					return s.RxDatagrams == 5 && s.TxDatagrams == 7
 				})
 				if s := g.nat.Stats(); s.Dropped != (Dropped{}) {
 					t.Errorf("stats %+v", s)

@@ -25,7 +25,9 @@ func (n *NAT) merges(a netip.AddrPort) bool {
 // emit writes a datagram to the guest, or a run of datagrams of segment bytes, size in all. Every
 // piece but the last is a multiple of segment.
 func (n *NAT) emit(s *wire.Scratch, t *traffic, from, to netip.AddrPort, pieces [][]byte, size, segment int) {
-	if segment > 0 && size > segment && n.merges(from) && wire.HeaderLen(to.Addr())+wire.UDPLen+segment <= n.link.MTU {
+	// Datagrams above the MTU, too: where the guest forwards them, its kernel cuts the run and makes
+	// fragments of each (ip_finish_output_gso in net/ipv4/ip_output.c). Those of IPv6 it would refuse.
+	if segment > 0 && size > segment && n.merges(from) && (to.Addr().Is4() || wire.HeaderLen(to.Addr())+wire.UDPLen+segment <= n.link.MTU) {
 		n.written(t, n.partial(s, from, to, tap.GSOUDPL4, segment, size, pieces...), size, segment)
 		return
 	}

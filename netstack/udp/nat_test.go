@@ -280,7 +280,8 @@ func TestRunsFromHostArriveAsOneFrame(t *testing.T) {
 		{"USO", allUSO, 1000, 1},
 		{"checksums only", unix.TUN_F_CSUM, 1000, 10},
 		{"plain frames", 0, 1000, 10},
-		{"segments above the MTU", allUSO, 3000, 10},
+		{"segments above the MTU", allUSO, 3000, 1},
+		{"segments above the MTU without USO", unix.TUN_F_CSUM, 3000, 10},
 		{"segments above the MTU in plain frames", 0, 3000, 30},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -315,11 +316,11 @@ func TestRunsFromHostArriveAsOneFrame(t *testing.T) {
 			for len(got) < len(payload) {
 				w := g.next(t)
 				frames++
-				if tt.offload != 0 && tt.segment > 1472 {
+				if tt.offload == unix.TUN_F_CSUM && tt.segment > 1472 {
 					if w.h.GSOType != tap.GSOUDP || w.h.GSOSize != 1480 {
 						t.Fatalf("header %+v of a datagram above the MTU", w.h)
 					}
-				} else if tt.segment > 1472 {
+				} else if tt.offload == 0 && tt.segment > 1472 {
 					w = fragments.add(t, w)
 					if w.frame == nil {
 						continue
