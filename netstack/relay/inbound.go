@@ -53,27 +53,28 @@ func (i *inbound) Read(p []byte) (int, error) {
 		}
 		return 0, nil
 	}
-	if len(i.held) > 0 {
-		n := copy(p, i.held[:min(len(p), i.left)])
-		i.held = i.held[n:]
-		i.read += n
-		if i.left -= n; i.left == 0 {
-			return n, io.EOF
+	p = p[:min(len(p), i.left)]
+	n := copy(p, i.held)
+	i.held = i.held[n:]
+	if n < len(p) {
+		k, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(i.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p[n:]))), uintptr(len(p)-n))
+		switch {
+		case errno == 0:
+			n += int(k)
+		case n == 0 || errno != unix.EAGAIN && errno != unix.EINTR:
+			i.errno = errno
 		}
-		return n, nil
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(i.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(min(len(p), i.left)))
-	if errno != 0 {
-		i.errno = errno
-		return 0, errno
+	i.read += n
+	i.left -= n
+	if n == 0 && i.errno != 0 {
+		return 0, i.errno
 	}
-	i.read += int(n)
-	i.left -= int(n)
-	if i.left == 0 || int(n) < len(p) {
+	if i.left == 0 || n < len(p) {
 		i.left = 0
-		return int(n), io.EOF
+		return n, io.EOF
 	}
-	return int(n), nil
+	return n, nil
 }
 
 // toGuest runs the direction host → guest until FIN, failure or stop.
@@ -134,6 +135,7 @@ func (i *inbound) attempt(fd uintptr) bool {
 	if !i.large || len(i.held) > 0 {
 		return i.attemptSmall()
 	}
+	i.release()
 	// The length is asked for first: the endpoint reserves that much, and memory
 	// that a short read leaves unused would stay pinned until it is acknowledged.
 	n := i.known
@@ -193,10 +195,30 @@ func (i *inbound) attemptSmall() bool {
 			return true
 		}
 		i.held = i.chunk[:n]
-		i.large = n == small
+		if i.large = n == small; i.large {
+			return i.attemptRest()
+		}
 	}
 	i.left = len(i.held)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{Atomic: true})
+	return true
+}
+
+// attemptRest is attempt after small was filled: what lies in the socket's receive queue
+// behind it goes into the same segment. A segment of its own before that would fill the
+// window of a guest whose MTU is as large as its window.
+func (i *inbound) attemptRest() bool {
+	var queued int32
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(i.fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&queued))); errno != 0 {
+		i.errno = errno
+		return true
+	}
+	n := len(i.held) + int(queued)
+	i.left = min(n, maxChunk)
+	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
+	if i.known = max(n-i.read, 0); len(i.held) > 0 || i.errno != 0 {
+		i.known = 0
+	}
 	return true
 }
 
