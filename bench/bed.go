@@ -73,7 +73,7 @@ func (b *bed) container(ctx context.Context, l *lane) (pid int, enter []string, 
 	if err := p.await(ctx, p.output.seen); err != nil {
 		return 0, nil, fmt.Errorf("make a container: %w", err)
 	}
-	l.container = p.pid()
+	l.container, l.holder = p.pid(), p
 	l.setup = append(l.setup, "unshare --user --map-root-user --net sleep infinity # pid "+strconv.Itoa(p.pid()))
 	return p.pid(), b.enter(p.pid()), nil
 }

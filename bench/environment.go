@@ -81,7 +81,9 @@ func (b *bed) program(ctx context.Context, path string) Program {
 		return p
 	}
 	if slices.Contains(slices.Collect(maps.Values(b.programs)), path) {
-		p.Version = firstLine(output(ctx, path, "--version"))
+		say, cancel := context.WithTimeout(ctx, sayTimeout)
+		p.Version = firstLine(output(say, path, "--version"))
+		cancel()
 	}
 	name, packaged := owner(ctx, path)
 	switch name {
@@ -152,8 +154,8 @@ func (b *bed) identify(ctx context.Context, l *lane) ([]Program, error) {
 	itself := len(l.drivers) == 0
 	for _, pid := range pids {
 		path, err := os.Readlink(filepath.Join(procfs, strconv.Itoa(pid), "exe"))
-		if errors.Is(err, fs.ErrPermission) {
-			continue // it has locked itself down; who started it has not
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+			continue // it has locked itself down, who started it has not; or it was only for the start
 		}
 		if err != nil {
 			return nil, fmt.Errorf("find out what process %d runs: %w", pid, err)

@@ -85,6 +85,9 @@ type slot struct {
 func (s *slot) open(ctx context.Context, b *bed, key laneKey) {
 	s.lane = &lane{side: key.side, mtu: key.mtu}
 	s.programs, s.err = b.open(ctx, s.lane, key.driver)
+	if s.err != nil {
+		s.lane.shut() // what has started of it would run beside the others, and hold its ports
+	}
 }
 
 // laneKey is what the rows of a lane have in common.

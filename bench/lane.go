@@ -50,6 +50,7 @@ type lane struct {
 	program   string         // path of the program that the driver has to run; "": none
 	ports     []port         // that are published
 	drivers   []*process     // whose CPU time counts; none: nobody's
+	holder    *process       // of an empty container; nil: the container has a process of its own, or there is none
 	tap       bool           // every byte passes the container's device
 	began     time.Time      // when the driver was started
 	ready     time.Duration  // from then to its being ready
@@ -86,12 +87,18 @@ func (l *lane) commands(b *bed, c Cell) []string {
 	return append(commands, strings.Join(w.ask(b, e, c, b.cfg.timing()), " "))
 }
 
-// alive is an error when a process of the driver has ended.
+// alive is an error when a process of the driver has ended, or the container.
 func (l *lane) alive() error {
 	for _, p := range l.drivers {
 		if err := p.ended(); err != nil {
 			return err
 		}
+	}
+	if l.holder == nil {
+		return nil
+	}
+	if err := l.holder.ended(); err != nil {
+		return fmt.Errorf("the container is gone: %w", err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 const (
 	startTimeout = 15 * time.Second // for a program to say that it is ready
 	stopTimeout  = 3 * time.Second  // from SIGTERM to SIGKILL
+	sayTimeout   = 3 * time.Second  // for a program to say its version
 	tailSize     = 4 << 10          // bytes of a program's output that are kept for its error
 )
 
@@ -52,8 +54,16 @@ func launch(args []string, attr *syscall.SysProcAttr, watch string, files ...*os
 	return p, nil
 }
 
-func (p *process) pid() int     { return p.cmd.Process.Pid }
-func (p *process) name() string { return filepath.Base(p.args[0]) }
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+// name of the program, also where nsenter(1) starts it.
+func (p *process) name() string {
+	args := p.args
+	if i := slices.Index(args, "--"); filepath.Base(args[0]) == "nsenter" && i >= 0 && i+1 < len(args) {
+		args = args[i+1:]
+	}
+	return filepath.Base(args[0])
+}
 
 // ended is nil while the program runs, and otherwise an error that holds its last words.
 func (p *process) ended() error {

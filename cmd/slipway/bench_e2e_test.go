@@ -5,8 +5,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -58,20 +61,68 @@ func namespaces(pids []string) map[string]bool {
 	return found
 }
 
+// benchReport is what these tests read of a report.
+type benchReport struct {
+	Cells []struct {
+		Driver, Workload, Direction, Error string
+		Summary                            *struct{ Median float64 }
+	}
+}
+
+func readReport(t *testing.T, path string) benchReport {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("a run some of whose rows failed writes its report: %v", err)
+	}
+	var r benchReport
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// victim is a process of a driver.
+type victim struct {
+	row   string   // that it serves
+	peers []string // programs that the driver needs
+	text  string   // what its command line has in it
+	not   string   // and has not
+	nth   int      // of those, in the order in which they were started; 0: all
+	error string   // of its row
+}
+
+// victims are of all drivers.
+var victims = []victim{
+	{row: "veth/stream/both", text: "bench hold", error: "the container is gone: exe ended: signal: killed"},
+	{row: "slipway/stream/both", text: "slipway attach --pid", not: "--offload off"},
+	{row: "slipway/published/down", text: "slipway run --rm", not: "--publish-path tap"},
+	{row: "slipway-plain/stream/both", text: "--offload off"},
+	{row: "slipway-tap/published/down", text: "--publish-path tap"},
+	{row: "slirp4netns/stream/both", peers: []string{"slirp4netns"}, text: "slirp4netns --configure --mtu 1500 --ready-fd 3"},
+	{row: "pasta/stream/both", peers: []string{"pasta"}, text: "--config-net"},
+	{row: "gvisor-tap-vsock/stream/both", peers: []string{"gvproxy", "gvforwarder"}, text: "gvproxy -mtu", nth: 1, error: "gvproxy ended: signal: killed"},
+	{row: "gvisor-tap-vsock/published/down", peers: []string{"gvproxy", "gvforwarder"}, text: "gvforwarder -preexisting", nth: 2, error: "gvforwarder ended: signal: killed"},
+	{row: "rootlesskit/stream/both", peers: []string{"rootlesskit", "slirp4netns"}, text: "rootlesskit --net=slirp4netns", not: " -p "},
+	{row: "rootlesskit/published/down", peers: []string{"rootlesskit", "slirp4netns"}, text: "rootlesskit --net=slirp4netns"},
+}
+
+// isOf tells whether a process of the run is the victim.
+func (v victim) isOf(pid int, cmdline string) bool {
+	if !strings.Contains(cmdline, v.text) || v.not != "" && strings.Contains(cmdline, v.not) {
+		return false
+	}
+	if v.row != "veth/stream/both" {
+		return true
+	}
+	// Each driver has a container that is held so; this one's has the pair's other end.
+	devices, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
+	return err == nil && strings.Contains(string(devices), "vethc")
+}
+
 // TestBenchDriverDies kills every driver of a run in the middle of it. Its rows say so,
 // those of the host are measured, and no process, namespace, mount or file is left.
 func TestBenchDriverDies(t *testing.T) {
-	drivers := map[string]string{ // what a driver's command line has in it, by its rows
-		"slipway/stream/up":      "slipway attach --pid",
-		"slipway/published/down": "slipway run --rm",
-	}
-	for name, text := range map[string]string{"slirp4netns": "slirp4netns --configure", "pasta": "--config-net"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Logf("not with %s: %v", name, err)
-			continue
-		}
-		drivers[name+"/stream/up"] = text
-	}
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		t.Skip("iperf3 is not installed: make deps")
 	}
@@ -79,19 +130,26 @@ func TestBenchDriverDies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	there := map[string]bool{}
+	var only []string
+	for _, v := range victims {
+		there[v.row] = !slices.ContainsFunc(v.peers, func(name string) bool {
+			_, err := exec.LookPath(name)
+			return err != nil
+		})
+		if there[v.row] {
+			only = append(only, v.row)
+		}
+	}
 	tmp, report := t.TempDir(), filepath.Join(t.TempDir(), "report.json")
 	mark := fmt.Sprintf("%s-%d", t.Name(), os.Getpid())
-	var only []string
-	for id := range drivers {
-		only = append(only, id)
-	}
-	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "--seconds", "1", "--repetitions", "2",
+	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "--suite", "full", "--mtu", "1500", "--streams", "1", "--seconds", "1", "--repetitions", "2",
 		"--only", strings.Join(only, ","), "--json", report)
 	cmd.Env = append(os.Environ(), benchMark+"="+mark, "TMPDIR="+tmp)
 	p := start(t, cmd)
 
 	// The second line of progress comes with the first row that counts: all are set up.
-	eventually(t, 2*time.Minute, "the warm-up is over", func() bool {
+	eventually(t, 3*time.Minute, "the warm-up is over", func() bool {
 		select {
 		case <-p.done:
 			return true
@@ -108,51 +166,56 @@ func TestBenchDriverDies(t *testing.T) {
 	if len(made) < 4 {
 		t.Errorf("%d namespaces of the run, want its own", len(made))
 	}
-	for id, text := range drivers {
-		killed := false
-		for pid, cmdline := range inside {
-			if strings.Contains(cmdline, text) && syscall.Kill(pid, syscall.SIGKILL) == nil {
-				killed = true
+	for _, v := range victims {
+		if !there[v.row] {
+			continue
+		}
+		n, killed := 0, false
+		for _, pid := range slices.Sorted(maps.Keys(inside)) {
+			if !v.isOf(pid, inside[pid]) {
+				continue
+			}
+			if n++; v.nth == 0 || v.nth == n {
+				killed = syscall.Kill(pid, syscall.SIGKILL) == nil || killed
 			}
 		}
 		if !killed {
-			t.Errorf("no process of %s to kill in %v", id, inside)
+			t.Errorf("no process of %s to kill in %v", v.row, inside)
 		}
 	}
-	if code := p.waitWithin(2 * time.Minute); code == 0 {
+	if code := p.waitWithin(4 * time.Minute); code == 0 {
 		t.Error("exit status 0, want another: rows of Slipway failed")
 	}
 
-	text, err := os.ReadFile(report)
-	if err != nil {
-		t.Fatalf("a run whose drivers died writes its report: %v", err)
-	}
-	var r struct {
-		Cells []struct {
-			Driver, Workload, Direction, Error string
-			Summary                            *struct{ Median float64 }
-		}
-	}
-	if err := json.Unmarshal(text, &r); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range r.Cells {
+	cells := map[string]string{} // errors, by their rows
+	for _, c := range readReport(t, report).Cells {
 		id := c.Driver + "/" + c.Workload + "/" + c.Direction
-		if c.Driver == "host" {
-			if c.Summary == nil || c.Summary.Median <= 0 {
-				t.Errorf("%s was not measured", id)
+		cells[id] = c.Error
+		if c.Driver == "host" && (c.Summary == nil || c.Summary.Median <= 0) {
+			t.Errorf("%s was not measured: %s", id, c.Error)
+		}
+	}
+	for _, v := range victims {
+		t.Run(v.row, func(t *testing.T) {
+			if !there[v.row] {
+				t.Skipf("not all of %v are installed", v.peers)
 			}
-			continue
-		}
-		if !strings.Contains(c.Error, "signal: killed") {
-			t.Errorf("%s: error %q, want that its driver was killed", id, c.Error)
-		}
-		delete(drivers, id)
+			want := v.error
+			if want == "" {
+				want = "ended: signal: killed"
+			}
+			if got, ok := cells[v.row]; !ok || !strings.Contains(got, want) {
+				t.Errorf("error %q, want %q", got, want)
+			}
+		})
 	}
-	if len(drivers) > 0 {
-		t.Errorf("the report has no rows of %v", drivers)
-	}
+	benchLeavesNothing(t, mark, made, mounts, tmp, filepath.Dir(report))
+}
 
+// benchLeavesNothing checks that of a run nothing is left: processes with its mark, namespaces
+// that it has made, mounts, files but for the report.
+func benchLeavesNothing(t *testing.T, mark string, made map[string]bool, mounts []byte, dirs ...string) {
+	t.Helper()
 	eventually(t, 10*time.Second, "no process of the run is left", func() bool { return len(marked(t, mark)) == 0 })
 	eventually(t, 10*time.Second, "no namespace of the run is left", func() bool {
 		var all []string
@@ -172,16 +235,103 @@ func TestBenchDriverDies(t *testing.T) {
 	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || string(after) != string(mounts) {
 		t.Errorf("mounts have changed: %v\n%s", err, after)
 	}
-	for _, dir := range []string{tmp, filepath.Dir(report)} {
+	for _, dir := range dirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, e := range entries {
-			if e.Name() != filepath.Base(report) {
+			if e.Name() != "report.json" {
 				t.Errorf("%s is left in %s", e.Name(), dir)
 			}
 		}
+	}
+}
+
+func init() {
+	helpers["mute"] = mute
+	helpers["squatter"] = squatter
+}
+
+// mute is a slirp4netns that says nothing, neither its version nor that it is ready.
+func mute([]string) error {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	<-stop
+	return nil
+}
+
+// squatter is a slirp4netns that says it is ready and takes the port of the host's iperf3.
+func squatter(args []string) error {
+	if slices.Contains(args, "--version") {
+		_, err := fmt.Println("slirp4netns version 0")
+		return err
+	}
+	l, err := net.Listen("tcp", ":5201")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if _, err := os.NewFile(3, "ready").WriteString("1"); err != nil {
+		return err
+	}
+	return mute(nil)
+}
+
+// TestBenchInTheWay: a peer that answers nothing, and a port that is taken. The run comes
+// to its end with what can be measured, and says what could not and why.
+func TestBenchInTheWay(t *testing.T) {
+	if _, err := exec.LookPath("iperf3"); err != nil {
+		t.Skip("iperf3 is not installed: make deps")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for peer, want := range map[string]map[string]string{
+		"mute": {
+			"host/stream/loopback":   "",
+			"slipway/published/down": "",
+			"slirp4netns/stream/up":  "is not ready after",
+		},
+		"squatter": {
+			"host/stream/loopback":   "unable to start listener for connections: Address already in use",
+			"slipway/published/down": "",
+			"slirp4netns/stream/up":  "given up after failure 2",
+		},
+	} {
+		t.Run(peer, func(t *testing.T) {
+			mounts, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			tmp, report := t.TempDir(), filepath.Join(t.TempDir(), "report.json")
+			mark := fmt.Sprintf("%s-%d", t.Name(), os.Getpid())
+			cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "--seconds", "1", "--repetitions", "1",
+				"--only", "slipway/published/down,slirp4netns/stream/up", "--peer", "slirp4netns="+exe, "--json", report)
+			cmd.Env = append(os.Environ(), benchMark+"="+mark, "TMPDIR="+tmp, helperEnv+"="+peer)
+			p := start(t, cmd)
+			if code := p.waitWithin(3 * time.Minute); (code != 0) != (want["host/stream/loopback"] != "") {
+				t.Errorf("exit status %d", code)
+			}
+			found := map[string]string{}
+			for _, c := range readReport(t, report).Cells {
+				id := c.Driver + "/" + c.Workload + "/" + c.Direction
+				found[id] = c.Error
+				if c.Error == "" && (c.Summary == nil || c.Summary.Median <= 0) {
+					found[id] = "no figure and no error"
+				}
+			}
+			for id, text := range want {
+				if got, ok := found[id]; !ok || text == "" && got != "" || !strings.Contains(got, text) {
+					t.Errorf("%s: error %q, want %q", id, got, text)
+				}
+				if said := p.stdout.String() + p.stderr.String(); text != "" && !strings.Contains(said, text) {
+					t.Errorf("the run does not say %q of %s", text, id)
+				}
+			}
+			benchLeavesNothing(t, mark, nil, mounts, tmp, filepath.Dir(report))
+		})
 	}
 }
 
