@@ -65,7 +65,7 @@ test-race: ## unit tests with the race detector (needs a C compiler)
 test-e2e: build ## end-to-end tests, as you; for root also as an ordinary user
 	@sh .make/e2e.sh
 
-conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what
+conformance: build ## one network suite for slipway's slirp4netns and for slirp4netns itself: who passes what, with offloads and plain frames, locked up and not
 	@E2EFLAGS='-test.parallel 6 -test.run TestConformance' sh .make/e2e.sh
 
 flood: build ## a guest that floods its network: others' throughput, memory, counters (3 minutes)

@@ -23,6 +23,9 @@ type driver struct {
 	name string
 	path string
 	args []string // before those of a case
+	env  []string // beside that of the test
+	// frames is what the kernel says of its device: vnet_hdr on, or off for plain frames.
+	frames string
 	// excused: a case that slirp4netns is known to fail is none of this driver's either.
 	excused bool
 }
@@ -58,18 +61,26 @@ func drivers(t *testing.T) []driver {
 	if err := os.Symlink(os.Getenv("SLIPWAY_BIN"), link); err != nil {
 		t.Fatal(err)
 	}
-	out := []driver{{name: "slipway", path: link}}
+	out := []driver{{name: "slipway", path: link, frames: "vnet_hdr on"}}
 	upstream, err := exec.LookPath("slirp4netns")
 	if err != nil {
 		upstream = "slirp4netns" // version says that there is none
 	}
-	return append(out, driver{name: "slirp4netns", path: upstream, excused: true})
+	return append(out, driver{name: "slirp4netns", path: upstream, excused: true, frames: "vnet_hdr on"})
 }
 
 // locked is a driver that locks itself up.
 func (d driver) locked() driver {
 	d.name += ", locked up"
 	d.args = []string{"--enable-sandbox", "--enable-seccomp"}
+	return d
+}
+
+// plain is a driver whose device carries plain frames.
+func (d driver) plain() driver {
+	d.name += ", plain frames"
+	d.env = []string{offloadEnv + "=off"}
+	d.frames = "vnet_hdr off"
 	return d
 }
 
@@ -83,11 +94,12 @@ func (d driver) version() (string, error) {
 	return strings.TrimPrefix(first, "slirp4netns version "), nil
 }
 
-// TestConformance: Slipway passes every case, also with --enable-sandbox and
-// --enable-seccomp, slirp4netns all but those with an excuse. The table of who passed what is on standard output.
+// TestConformance: Slipway passes every case, with offloads and with plain frames, also
+// with --enable-sandbox and --enable-seccomp, slirp4netns all but those with an excuse.
+// The table of who passed what is on standard output.
 func TestConformance(t *testing.T) {
 	on := drivers(t)
-	on = slices.Insert(on, 1, on[0].locked())
+	on = slices.Insert(on, 1, on[0].locked(), on[0].plain(), on[0].plain().locked())
 	results := table{cells: make(map[string]map[string]string)}
 	if os.Getenv(privateEnv) == "" {
 		t.Cleanup(func() { results.print() })

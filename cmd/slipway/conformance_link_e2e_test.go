@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,12 @@ var linkCases = []conformanceCase{
 		g, _ := d.guestOf(t)
 		configured(t, g, 1500, "10.0.2.100/24", gateway4)
 		talks(t, g, gateway4)
+	}},
+	{name: "frames with offloads, or plain ones", known: excuse{ours, "plain frames only"}, check: func(t *testing.T, d driver) {
+		g, _ := d.guestOf(t)
+		if link := g.do("exec", "ip", "-details", "link", "show", "tap0"); !strings.Contains(link, d.frames) {
+			t.Errorf("the device is %q, want %s", link, d.frames)
+		}
 	}},
 	{name: "without -c nothing is configured", check: func(t *testing.T, d driver) {
 		g := newTarget(t)

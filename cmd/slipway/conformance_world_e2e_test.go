@@ -180,6 +180,7 @@ func (d driver) begin(t *testing.T, files []*os.File, args ...string) (*process,
 	t.Cleanup(func() { exitW.Close() })
 	socket := metricsSocket(t)
 	cmd := exec.Command(d.path, slices.Concat([]string{"--ready-fd=3", "--exit-fd=4", "--api-socket=" + socket}, d.args, args)...)
+	cmd.Env = append(os.Environ(), d.env...)
 	cmd.ExtraFiles = append([]*os.File{readyW, exitR}, files...)
 	p := start(t, cmd)
 	readyW.Close()

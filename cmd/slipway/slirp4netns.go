@@ -166,6 +166,10 @@ func awaitExit(fd int) {
 	}
 }
 
+// offloadEnv is --offload of the other commands: slirp4netns has no option for it, and
+// clients would have no way to give one.
+const offloadEnv = "SLIPWAY_OFFLOAD"
+
 // slirp4netnsConfig is the network that the options describe.
 func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 	network := netstack.Network{Prefix4: opts.Network}
@@ -182,8 +186,14 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)
 	}
+	offload := tap.Auto
+	if v := os.Getenv(offloadEnv); v != "" {
+		if offload, err = tap.ParseMode(v); err != nil {
+			return nil, fmt.Errorf("environment variable %s: %w", offloadEnv, err)
+		}
+	}
 	cfg := &monitor.Config{
-		Offload: tap.Auto, Forwards: own.API, PublishPath: monitor.PathTAP, Engine: engine, Log: logger(),
+		Offload: offload, Forwards: own.API, PublishPath: monitor.PathTAP, Engine: engine, Log: logger(),
 		Link: netns.Link{Name: opts.TapName, Untouched: !opts.Configure, TxQueueLen: txQueueLen, MAC: opts.MAC},
 	}
 	if opts.Configure {
