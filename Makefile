@@ -15,13 +15,13 @@ export CGO_ENABLED = 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-bench test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity fuzz fuzz-planted bench lint cover clean
+.PHONY: help deps deps-tests deps-clients deps-browser docs test-page build demo test vet test-unit test-bench test-race test-e2e conformance flood stall long-path locked-cost scrape scrape-cost test-clients integrity integrity-race fuzz fuzz-planted bench lint cover clean
 
 help: ## this list
 	@echo 'Slipway: rootless containers on a fast user-space network. Targets:'
 	@echo
 	@sed -n 's/^\([a-z][a-z0-9-]*\):[^#]*## \(.*\)/\1	\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+		while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'First time here? make demo'
 
@@ -89,8 +89,12 @@ scrape-cost: build ## what being scraped ten times a second costs in CPU time, i
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH
 	@sh .make/clients.sh
 
-integrity: build ## 1 GiB each way over every path, MTU and device, as you and, for root, as a user (12 minutes)
+integrity: build ## 1 GiB each way over every path, MTU and device, and 64 flows of 64 MiB, as you and, for root, as a user (25 minutes)
 	@SLIPWAY_E2E_BYTES=1073741824 E2EFLAGS='-test.run TestIntegrity -test.timeout 60m' sh .make/e2e.sh
+
+integrity-race: build ## 64 flows of 4 MiB on a bin/slipway-race built with the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -o bin/slipway-race ./cmd/slipway
+	@SLIPWAY_E2E_SANDBOX=off E2EFLAGS='-test.run TestIntegrity/mtu=/flows=64 -test.timeout 30m' sh .make/e2e.sh
 
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@sh .make/fuzz.sh $(FUZZTIME)

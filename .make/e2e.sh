@@ -9,6 +9,9 @@
 #   e2e.sh                      all but what has a target of its own; E2EFLAGS='-test.run NAME' for a part
 #   e2e.sh --inside WHO TMP     one of the two; e2e.sh calls itself so
 #
+# With SLIPWAY_E2E_SANDBOX=off, bin/slipway-race is tested, which was built with the race detector, and its engines run
+# with --sandbox off: a program with cgo cannot lock itself down.
+#
 # E2EFLAGS are words:
 # shellcheck disable=SC2086
 set -eu
@@ -41,6 +44,7 @@ inside_user() { # TMP
 		setpriv --reuid "$id" --regid "$id" --init-groups --inh-caps=-all \
 		env -i PATH="$PATH" LANG=C.UTF-8 USER="$name" HOME="$1/home" XDG_RUNTIME_DIR="$1/run" \
 		SLIPWAY_BIN="$1/slipway" SLIPWAY_E2E_BYTES="${SLIPWAY_E2E_BYTES:-}" SLIPWAY_E2E_SECONDS="${SLIPWAY_E2E_SECONDS:-}" \
+		SLIPWAY_E2E_SANDBOX="${SLIPWAY_E2E_SANDBOX:-}" \
 		"$1/e2e.test" -test.v -test.timeout 15m ${E2EFLAGS:--test.skip TestConformance|TestFlood|TestLockedCost|TestLongPath|TestScrape|TestStall}
 }
 
@@ -59,6 +63,9 @@ trap 'exit 143' TERM
 chmod 0755 "$tmp"
 "$go" test -c -tags e2e -o "$tmp/e2e.test" ./cmd/slipway
 cp bin/slipway bin/slipway-plot "$tmp"
+if [ "${SLIPWAY_E2E_SANDBOX:-}" = off ]; then
+	cp bin/slipway-race "$tmp/slipway"
+fi
 
 if [ "$(id -u)" -ne 0 ]; then
 	cd cmd/slipway

@@ -41,6 +41,9 @@ type reply struct {
 func newAgent(t *testing.T, options ...string) *agent {
 	t.Helper()
 	args := append([]string{"run", "--rm", "-i"}, withHelper(t, "agent")...)
+	if sandboxOff() {
+		args = append(args, "--sandbox", "off")
+	}
 	args = append(append(args, options...), "host", "/e2e")
 	return startAgent(t, exec.Command(os.Getenv("SLIPWAY_BIN"), args...))
 }

@@ -47,6 +47,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// sandboxOff tells whether containers run with --sandbox off (SLIPWAY_E2E_SANDBOX=off): a
+// binary that was built with cgo, as the race detector needs, cannot lock itself down.
+func sandboxOff() bool { return os.Getenv("SLIPWAY_E2E_SANDBOX") == "off" }
+
 // withHelper are the options of run that put the test binary into a container, and
 // inContainer the command that becomes a helper there.
 func withHelper(t *testing.T, name string) []string {
@@ -118,6 +122,10 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-p.done
+		// What the race detector of a binary built with it has found.
+		if strings.Contains(p.stderr.String(), "WARNING: DATA RACE") {
+			t.Errorf("%s has a data race", cmd)
+		}
 		if t.Failed() {
 			t.Logf("%s\nstdout:\n%s\nstderr:\n%s", cmd, &p.stdout, &p.stderr)
 		}

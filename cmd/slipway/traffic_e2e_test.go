@@ -9,10 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -304,32 +307,65 @@ func script(c *net.TCPConn, what string) (string, error) {
 	return "", fmt.Errorf("no script %q", what)
 }
 
-// swap: swap PORT BYTES takes a connection on a listener, swap ADDR BYTES makes one;
-// see exchange.
+// swap: swap PORT BYTES FLOWS takes connections on a listener, swap ADDR BYTES FLOWS makes
+// them, all at once; see exchange. It returns who is at their other ends.
 func (s *agentState) swap(args []string) (string, error) {
 	n, err := strconv.ParseInt(args[1], 10, 64)
 	if err != nil {
 		return "", err
 	}
-	var c net.Conn
-	if l := s.listeners[args[0]]; l != nil {
-		c, err = l.Accept()
-	} else {
-		c, err = dialFrom("tcp", args[0], 0)
-	}
+	flows, err := strconv.Atoi(args[2])
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
-	return c.RemoteAddr().String(), exchange(c.(*net.TCPConn), n)
+	var mu sync.Mutex
+	peers := map[string]bool{}
+	err = exchangeAll(flows, n, func() (net.Conn, error) {
+		open := func() (net.Conn, error) { return dialFrom("tcp", args[0], 0) }
+		if l := s.listeners[args[0]]; l != nil {
+			open = l.Accept
+		}
+		c, err := open()
+		if err != nil {
+			return nil, err
+		}
+		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+		mu.Lock()
+		defer mu.Unlock()
+		peers[host] = true
+		return c, err
+	})
+	return strings.Join(slices.Sorted(maps.Keys(peers)), " "), err
+}
+
+// exchangeAll is exchange on so many TCP connections at once, which open makes.
+func exchangeAll(flows int, n int64, open func() (net.Conn, error)) error {
+	errs := make(chan error, flows)
+	for range flows {
+		go func() {
+			c, err := open()
+			if err != nil {
+				errs <- err
+				return
+			}
+			defer c.Close()
+			if err = exchange(c.(*net.TCPConn), n); err != nil {
+				err = fmt.Errorf("%v-%v: %w", c.LocalAddr(), c.RemoteAddr(), err)
+			}
+			errs <- err
+		}()
+	}
+	var all error
+	for range flows {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // exchange sends n random bytes and their SHA-256 while it receives as many, and
-// checks theirs.
+// checks theirs. It fails when nothing moves for a while.
 func exchange(c *net.TCPConn, n int64) error {
-	if err := c.SetDeadline(time.Now().Add(patience + time.Duration(n>>20)*time.Second)); err != nil {
-		return err
-	}
+	p := patient{c}
 	sent := make(chan error, 1)
 	go func() {
 		var seed [32]byte
@@ -337,29 +373,44 @@ func exchange(c *net.TCPConn, n int64) error {
 			seed[i] = byte(rand.Uint32())
 		}
 		sum := sha256.New()
-		_, err := io.CopyBuffer(io.MultiWriter(sum, onlyWriter{c}), io.LimitReader(rand.NewChaCha8(seed), n), make([]byte, 256<<10))
+		_, err := io.CopyBuffer(io.MultiWriter(sum, p), io.LimitReader(rand.NewChaCha8(seed), n), make([]byte, 256<<10))
 		if err == nil {
-			_, err = c.Write(sum.Sum(nil))
+			_, err = p.Write(sum.Sum(nil))
 		}
 		sent <- errors.Join(err, c.CloseWrite())
 	}()
 	sum := sha256.New()
-	got, err := io.CopyBuffer(sum, io.LimitReader(onlyReader{c}, n), make([]byte, 256<<10))
+	got, err := io.CopyBuffer(sum, io.LimitReader(p, n), make([]byte, 256<<10))
 	if err != nil || got != n {
 		return fmt.Errorf("received %d of %d bytes: %w", got, n, err)
 	}
-	want, err := io.ReadAll(c)
+	want, err := io.ReadAll(p)
 	if err != nil || !bytes.Equal(want, sum.Sum(nil)) {
 		return fmt.Errorf("SHA-256 of what came is %x, of what was sent %x: %w", sum.Sum(nil), want, err)
 	}
 	return <-sent
 }
 
-// onlyWriter and onlyReader hide the ways of io.Copy to go without a buffer.
-type (
-	onlyWriter struct{ io.Writer }
-	onlyReader struct{ io.Reader }
-)
+// patient is a connection of which each Read and Write may take a while. Unlike its
+// connection it gives io.Copy no way to go without a buffer.
+type patient struct{ c *net.TCPConn }
+
+func (p patient) Read(b []byte) (int, error) {
+	if err := p.c.SetReadDeadline(time.Now().Add(3 * patience)); err != nil {
+		return 0, err
+	}
+	return p.c.Read(b)
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	if err := p.c.SetWriteDeadline(time.Now().Add(3 * patience)); err != nil {
+		return 0, err
+	}
+	return p.c.Write(b)
+}
+
+// onlyReader hides the ways of io.Copy to go without a buffer.
+type onlyReader struct{ io.Reader }
 
 // spread: spread ADDR N sends a datagram from each of N sockets, which stay open, and
 // waits for the answers.
