@@ -92,9 +92,9 @@ test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLI
 integrity: build ## 1 GiB each way over every path, MTU and device, and 64 flows of 64 MiB, as you and, for root, as a user (25 minutes)
 	@SLIPWAY_E2E_BYTES=1073741824 E2EFLAGS='-test.run TestIntegrity -test.timeout 60m' sh .make/e2e.sh
 
-integrity-race: build ## 64 flows of 4 MiB on a bin/slipway-race built with the race detector (needs a C compiler)
+integrity-race: build ## 64 flows of 4 MiB and flows that are reset, on a bin/slipway-race built with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) build -race -trimpath -buildvcs=false -o bin/slipway-race ./cmd/slipway
-	@SLIPWAY_E2E_SANDBOX=off E2EFLAGS='-test.run TestIntegrity/mtu=/flows=64 -test.timeout 30m' sh .make/e2e.sh
+	@SLIPWAY_E2E_SANDBOX=off E2EFLAGS='-test.run TestIntegrity/mtu=/flows=64|TestForeignBytes -test.timeout 30m' sh .make/e2e.sh
 
 fuzz: ## every fuzz target, FUZZTIME each (60s)
 	@sh .make/fuzz.sh $(FUZZTIME)

@@ -111,6 +111,7 @@ type agentState struct {
 	sockets   []net.Conn // of spread
 	pings     net.PacketConn
 	pages     pages
+	mix       *mixServer
 
 	pathPassed, pathDropped atomic.Int64 // packets of path
 	calmFlood               func() int   // ends a flood
@@ -135,6 +136,9 @@ func serveAgent([]string) error {
 		"many":       agentMany,
 		"spread":     s.spread,
 		"swap":       s.swap,
+		"mix":        agentMix,
+		"servemix":   s.serveMix,
+		"mixed":      s.mixed,
 		"hold":       s.hold,
 		"exec":       agentExec,
 		"write":      agentWrite,
