@@ -94,6 +94,10 @@ func (f *flow) toGuest() {
 			return
 		}
 		if i.eof {
+			if resetUnseen(f.raw, &f.finPassed) {
+				f.hostError("read", unix.ECONNRESET)
+				return
+			}
 			f.finSent.Store(true)
 			// The guest may have closed already; then there is nobody to tell.
 			_ = f.ep.Shutdown(tcpip.ShutdownWrite)

@@ -94,6 +94,11 @@ func (f *flow) fromGuest() {
 				}
 				continue
 			case *tcpip.ErrClosedForReceive:
+				if endpointReset(f.ep) {
+					f.guestError("read", &tcpip.ErrConnectionReset{})
+					return
+				}
+				f.finPassed.Store(true)
 				if err := f.host.CloseWrite(); err != nil {
 					f.hostError("shut down", err)
 					return

@@ -35,10 +35,11 @@ type flow struct {
 	raw   syscall.RawConn
 	bytes []*Bytes
 
-	finSent atomic.Bool   // the host's FIN went to the guest
-	inbound chan struct{} // closed when the direction host → guest has ended
-	stopped chan struct{}
-	cause   atomic.Pointer[error]
+	finSent   atomic.Bool   // the host's FIN went to the guest
+	finPassed atomic.Bool   // the guest's FIN goes to the host
+	inbound   chan struct{} // closed when the direction host → guest has ended
+	stopped   chan struct{}
+	cause     atomic.Pointer[error]
 }
 
 // Run joins ep, an established connection of the guest, and host until both
@@ -106,12 +107,18 @@ func (f *flow) wait(ready <-chan struct{}) bool {
 
 // guestError turns an error of the endpoint into the flow's end.
 func (f *flow) guestError(op string, err tcpip.Error) {
+	reset := false
 	switch err.(type) {
 	case *tcpip.ErrConnectionReset, *tcpip.ErrAborted, *tcpip.ErrConnectionAborted:
-		f.stop(fmt.Errorf("relay: %s: guest: %w", op, ErrReset))
-	default:
-		f.stop(fmt.Errorf("relay: %s: guest: %s", op, err))
+		reset = true
+	case *tcpip.ErrClosedForSend:
+		reset = endpointReset(f.ep) // of which the other direction was told
 	}
+	if reset {
+		f.stop(fmt.Errorf("relay: %s: guest: %w", op, ErrReset))
+		return
+	}
+	f.stop(fmt.Errorf("relay: %s: guest: %s", op, err))
 }
 
 // hostError turns an error of the host's socket into the flow's end.

@@ -74,6 +74,7 @@ func Splice(client, guest *net.TCPConn, live *Bytes) (Counts, error) {
 	if err != nil {
 		return Counts{}, s.refuse(err)
 	}
+	to.back, from.back = from, to
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -161,6 +162,8 @@ type spliceLeg struct {
 	src, dst *net.TCPConn
 	in, out  syscall.RawConn
 	live     *atomic.Uint64
+	back     *spliceLeg  // the other direction
+	finSent  atomic.Bool // src's FIN goes to dst
 
 	bulk           bool // the last piece was large: splice the next
 	moved, spliced uint64
@@ -213,6 +216,10 @@ func (l *spliceLeg) pump() error {
 			return fmt.Errorf("splice: read: %w", l.err)
 		}
 		if l.eof {
+			if resetUnseen(l.in, &l.back.finSent) {
+				return fmt.Errorf("splice: read: %w", unix.ECONNRESET)
+			}
+			l.finSent.Store(true)
 			if err := l.dst.CloseWrite(); err != nil {
 				return &writeError{fmt.Errorf("splice: half close: %w", err)}
 			}
