@@ -34,6 +34,8 @@ const (
 const (
 	rush   = 100 * time.Millisecond
 	growth = 8
+	// calm is how long nobody has to come for half of what was made for a rush to be given back.
+	calm = time.Second
 )
 
 // pool keeps sockets of one family ready, so that a connection does not wait for
@@ -111,8 +113,14 @@ func (p *pool) fill(ctx context.Context) {
 		}
 		filled := time.Now()
 		for !p.runsLow() { // else the word is from before
+			var late <-chan time.Time
+			if p.size.Load() > p.least {
+				late = time.After(calm)
+			}
 			select {
 			case <-p.low:
+			case <-late:
+				p.shrink()
 			case <-ctx.Done():
 				return
 			}
@@ -124,6 +132,19 @@ func (p *pool) fill(ctx context.Context) {
 			size = max(size/2, p.least)
 		}
 		p.size.Store(size)
+	}
+}
+
+// shrink gives back what half the size does not need.
+func (p *pool) shrink() {
+	size := max(p.size.Load()/2, p.least)
+	p.size.Store(size)
+	for len(p.ready) > int(size) {
+		fd, ok := p.take()
+		if !ok {
+			return
+		}
+		_ = unix.Close(fd)
 	}
 }
 

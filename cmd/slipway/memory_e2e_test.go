@@ -21,7 +21,7 @@ const (
 	idleMost = 32 << 20
 	// manyFlows are connections that wait, after firstFlows that have brought into memory
 	// what all flows need; flowGrowth is the most that one may take, in bytes.
-	firstFlows, manyFlows = 200, 800
+	firstFlows, manyFlows = 200, 1800
 	flowGrowth            = 24 << 10
 )
 
