@@ -350,11 +350,13 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 		}
 		lent = true
 	}
-	if ep := e.endpoint(frame, heads); ep != nil && n <= turnBelow {
-		e.take(d, ep, payload)
-	} else {
-		dispatch(d, payload)
+	if n <= turnBelow {
+		if ep := e.endpoint(frame, heads); ep != nil {
+			e.take(d, ep, payload)
+			return lent
+		}
 	}
+	dispatch(d, payload)
 	return lent
 }
 

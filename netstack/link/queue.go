@@ -35,7 +35,8 @@ type Queue struct {
 
 	mu      sync.Mutex // guards the following fields
 	holding bool
-	held    []*stack.PacketBuffer // at most maxHeld
+	held    [maxHeld]*stack.PacketBuffer
+	n       int // of held
 }
 
 var _ stack.QueueingDiscipline = (*Queue)(nil)
@@ -52,7 +53,15 @@ func (q *Queue) WritePacket(pkt *stack.PacketBuffer) tcpip.Error {
 		if q.hold(pkt) {
 			return nil
 		}
-	} else if n := pkt.Data().Size(); n > 0 && n <= directBelow && q.waiting.Load() == 0 {
+	} else if n := pkt.Data().Size(); n > 0 && n <= directBelow {
+		return q.send(pkt)
+	}
+	return q.enqueue(pkt)
+}
+
+// send writes pkt at once, where nothing is queued before it.
+func (q *Queue) send(pkt *stack.PacketBuffer) tcpip.Error {
+	if q.waiting.Load() == 0 {
 		return q.link.writeOne(pkt)
 	}
 	return q.enqueue(pkt)
@@ -83,10 +92,11 @@ func (q *Queue) begin() {
 func (q *Queue) hold(pkt *stack.PacketBuffer) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.holding || len(q.held) == maxHeld {
+	if !q.holding || q.n == maxHeld {
 		return false
 	}
-	q.held = append(q.held, pkt.IncRef())
+	q.held[q.n] = pkt.IncRef()
+	q.n++
 	return true
 }
 
@@ -94,23 +104,14 @@ func (q *Queue) hold(pkt *stack.PacketBuffer) bool {
 func (q *Queue) release() {
 	q.mu.Lock()
 	q.holding = false
-	held := q.held
-	q.held = nil
+	held, n := q.held, q.n
+	clear(q.held[:n])
+	q.n = 0
 	q.mu.Unlock()
-	for i, pkt := range held {
-		if q.waiting.Load() == 0 {
-			_ = q.link.writeOne(pkt)
-		} else {
-			_ = q.enqueue(pkt)
-		}
+	for _, pkt := range held[:n] {
+		_ = q.send(pkt)
 		pkt.DecRef()
-		held[i] = nil
 	}
-	q.mu.Lock()
-	if q.held == nil {
-		q.held = held[:0]
-	}
-	q.mu.Unlock()
 }
 
 // Close implements stack.QueueingDiscipline.

@@ -39,7 +39,7 @@ func (e *Endpoint) take(d stack.NetworkDispatcher, ep *tcp.Endpoint, frame buffe
 	switch state := ep.EndpointState(); {
 	case state == tcp.StateSynRecv:
 		handleConnecting(ep)
-	case state != tcp.StateTimeWait && connected(state):
+	case connected(state):
 		handleConnected(ep)
 	}
 	// Whatever is in the queue still, a processor is woken for.
