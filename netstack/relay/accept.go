@@ -35,12 +35,12 @@ func (l *loop) listen(v *Serving) error {
 		return ErrStopped
 	}
 	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: listenerSlot - v.index}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, v.fd, &e))
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_ADD, v.fd, &e))
 }
 
 // forget ends listen.
 func (l *loop) forget(v *Serving) {
-	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, v.fd, nil) // ENOENT: it is paused
+	_ = unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_DEL, v.fd, nil) // ENOENT: it is paused
 	l.paused = slices.DeleteFunc(l.paused, func(p pause) bool { return p.v == v })
 }
 
@@ -58,7 +58,7 @@ func (l *loop) accept(v *Serving) {
 			continue // a connection that has gone already, see accept(2)
 		default: // EMFILE, ENFILE, ENOBUFS, ENOMEM
 			v.port.AcceptFailed(os.NewSyscallError("accept4", errno))
-			_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, v.fd, nil)
+			_ = unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_DEL, v.fd, nil)
 			l.paused = append(l.paused, pause{v, time.Now().Add(acceptPause)})
 			return
 		}
@@ -83,12 +83,6 @@ func readAddress(a *unix.RawSockaddrInet6) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(a)).Addr), port)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), port)
-}
-
-// reset closes fd with a RST, so that its peer does not take a cut stream for a whole one.
-func reset(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	unix.Close(fd)
 }
 
 // Prepare readies a fresh socket of the container's namespace for Take.

@@ -140,12 +140,9 @@ func (i *inbound) attempt(fd uintptr) bool {
 	// that a short read leaves unused would stay pinned until it is acknowledged.
 	n := i.known
 	if n < maxChunk {
-		var queued int32
-		if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCINQ, uintptr(unsafe.Pointer(&queued))); errno != 0 {
-			i.errno = errno
+		if n, i.errno = i.queued(); i.errno != 0 {
 			return true
 		}
-		n = int(queued)
 	}
 	if n == 0 {
 		var b [1]byte
@@ -172,6 +169,13 @@ func (i *inbound) attempt(fd uintptr) bool {
 		i.known = 0
 	}
 	return true
+}
+
+// queued is how many bytes lie in the socket's receive queue, SIOCINQ in tcp(7).
+func (i *inbound) queued() (int, unix.Errno) {
+	var n int32
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(i.fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&n)))
+	return int(n), errno
 }
 
 // attemptSmall is attempt for what fits in small.
@@ -208,12 +212,12 @@ func (i *inbound) attemptSmall() bool {
 // behind it goes into the same segment. A segment of its own before that would fill the
 // window of a guest whose MTU is as large as its window.
 func (i *inbound) attemptRest() bool {
-	var queued int32
-	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(i.fd), unix.TIOCINQ, uintptr(unsafe.Pointer(&queued))); errno != 0 {
+	n, errno := i.queued()
+	if errno != 0 {
 		i.errno = errno
 		return true
 	}
-	n := len(i.held) + int(queued)
+	n += len(i.held)
 	i.left = min(n, maxChunk)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
 	if i.known = max(n-i.read, 0); len(i.held) > 0 || i.errno != 0 {

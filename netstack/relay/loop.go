@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"slipway/netstack/internal/epoll"
 )
 
 // wakeSlot is the event descriptor's among the numbers of slots.
@@ -25,8 +27,8 @@ const listenerSlot = -2
 // handed on to a goroutine, and the runtime wakes a second thread to look for more work,
 // which takes the CPU for which client and server wait.
 type loop struct {
-	s           *Splicer
-	epoll, wake int
+	s   *Splicer
+	set epoll.Set
 
 	idle atomic.Bool // it waits, and nothing is ready
 
@@ -54,21 +56,11 @@ type slot struct {
 }
 
 func newLoop(s *Splicer) (*loop, error) {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	set, err := epoll.New(wakeSlot)
 	if err != nil {
-		return nil, fmt.Errorf("epoll_create1: %w", err)
+		return nil, err
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(epoll)
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeSlot}); err != nil {
-		unix.Close(epoll)
-		unix.Close(wake)
-		return nil, fmt.Errorf("epoll_ctl: %w", err)
-	}
-	return &loop{s: s, epoll: epoll, wake: wake}, nil
+	return &loop{s: s, set: set}, nil
 }
 
 // post has the loop's goroutine call f. It reports false when the loop has ended.
@@ -79,8 +71,7 @@ func (l *loop) post(f func()) bool {
 		return false
 	}
 	l.posted = append(l.posted, f)
-	one := [8]byte{7: 1}              // any value but 0 and the largest
-	_, _ = unix.Write(l.wake, one[:]) // EAGAIN: it is signalled already
+	l.set.Wake()
 	return true
 }
 
@@ -115,14 +106,14 @@ func (l *loop) run() {
 func (l *loop) wait() int {
 	if len(l.busy) > 0 {
 		// It does not block, so the runtime need not know.
-		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll), uintptr(unsafe.Pointer(&l.events)), uintptr(len(l.events)), 0, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.set.FD), uintptr(unsafe.Pointer(&l.events)), uintptr(len(l.events)), 0, 0, 0)
 		if errno != 0 {
 			return 0
 		}
 		return int(n)
 	}
 	l.idle.Store(true)
-	n, err := unix.EpollWait(l.epoll, l.events[:], l.timeout())
+	n, err := unix.EpollWait(l.set.FD, l.events[:], l.timeout())
 	l.idle.Store(false)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		// Only a bad descriptor or a bad argument can be the cause, neither of which goes away.
@@ -150,8 +141,7 @@ func (l *loop) timeout() int {
 }
 
 func (l *loop) takePosted() {
-	var b [8]byte
-	_, _ = unix.Read(l.wake, b[:])
+	l.set.Woken()
 	l.mu.Lock()
 	posted := l.posted
 	l.posted = nil
@@ -210,8 +200,7 @@ func (l *loop) end() {
 	for _, p := range l.pipes {
 		p.close()
 	}
-	unix.Close(l.epoll)
-	unix.Close(l.wake)
+	l.set.Close()
 }
 
 // take returns a free slot.
@@ -235,7 +224,7 @@ func (l *loop) give(i int32) {
 // control calls epoll_ctl(2) for fd, whose events are those of a slot and a side of it.
 func (l *loop) control(op, fd int, events uint32, i int32, side int) unix.Errno {
 	e := unix.EpollEvent{Events: events, Fd: i, Pad: l.slots[i].generation<<1 | int32(side)}
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epoll), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.set.FD), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
 	return errno
 }
 

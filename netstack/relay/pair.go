@@ -151,7 +151,7 @@ func (p *pair) moveOn() bool {
 	}
 	p.settled = moved
 	for side, fd := range p.fd {
-		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+		_ = unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_DEL, fd, nil)
 		p.watched[side] = 0
 	}
 	l.give(p.slot)

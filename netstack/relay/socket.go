@@ -56,3 +56,22 @@ func Addresses(fd int) ([]netip.AddrPort, error) {
 	}
 	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port()), at}, nil
 }
+
+// Reset closes c with a RST, so that its peer does not take a cut stream for a whole one.
+func Reset(c Socket) {
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { lingerNot(int(fd)) }) // fails only on a closed connection, as does Close
+	}
+	_ = c.Close()
+}
+
+// reset is Reset for a descriptor.
+func reset(fd int) {
+	lingerNot(fd)
+	unix.Close(fd)
+}
+
+// lingerNot makes the close of a socket a reset, SO_LINGER in socket(7).
+func lingerNot(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+}

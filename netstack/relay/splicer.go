@@ -96,16 +96,6 @@ func NewSplicer(cfg SplicerConfig) (*Splicer, error) {
 	return s, nil
 }
 
-// Reset closes c with a RST, so that its peer does not take a cut stream for a whole one.
-func Reset(c Socket) {
-	if raw, err := c.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { // fails only on a closed connection, as does Close
-			_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		})
-	}
-	_ = c.Close()
-}
-
 // Close resets all connections and returns when nothing of the Splicer runs any
 // more. Its listening sockets are for their owners to close.
 func (s *Splicer) Close() {

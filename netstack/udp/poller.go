@@ -1,7 +1,6 @@
 package udp
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/epoll"
 	"slipway/netstack/internal/wire"
 )
 
@@ -24,7 +24,7 @@ const (
 
 // poller waits for all host sockets. Its goroutine is the only reader of them.
 type poller struct {
-	epoll, wake int
+	set epoll.Set
 
 	mu      sync.Mutex // guards the following fields
 	sockets map[int32]*socket
@@ -42,21 +42,11 @@ type poller struct {
 }
 
 func newPoller() (*poller, error) {
-	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	set, err := epoll.New(wakeID)
 	if err != nil {
-		return nil, fmt.Errorf("epoll_create1: %w", err)
+		return nil, err
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(epoll)
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
-	if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeID}); err != nil {
-		unix.Close(epoll)
-		unix.Close(wake)
-		return nil, fmt.Errorf("epoll_ctl: %w", err)
-	}
-	return &poller{epoll: epoll, wake: wake, sockets: make(map[int32]*socket), inbox: newInbox()}, nil
+	return &poller{set: set, sockets: make(map[int32]*socket), inbox: newInbox()}, nil
 }
 
 // add takes a descriptor over; it is closed on failure, too.
@@ -75,7 +65,7 @@ func (p *poller) add(fd int, o owner) (*socket, error) {
 		}
 	}
 	s.id = p.last
-	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: s.id}); err != nil {
+	if err := unix.EpollCtl(p.set.FD, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: s.id}); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("epoll_ctl: %w", err)
 	}
@@ -98,7 +88,7 @@ func (p *poller) removeLocked(s *socket) {
 		return
 	}
 	if !p.dead {
-		_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
+		_ = unix.EpollCtl(p.set.FD, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}
 	unix.Close(s.fd)
 	s.fd = -1
@@ -109,9 +99,7 @@ func (p *poller) signal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.dead {
-		var one [8]byte
-		binary.NativeEndian.PutUint64(one[:], 1)
-		_, _ = unix.Write(p.wake, one[:]) // EAGAIN: it is signalled already
+		p.set.Wake()
 	}
 }
 
@@ -126,8 +114,7 @@ func (p *poller) close() {
 		p.removeLocked(s)
 	}
 	p.dead = true
-	unix.Close(p.epoll)
-	unix.Close(p.wake)
+	p.set.Close()
 }
 
 // run reads sockets and sweeps until the NAT is closed.
@@ -141,7 +128,7 @@ func (n *NAT) run() {
 		if n.ageing() > 0 {
 			timeout = int(n.tick / time.Millisecond)
 		}
-		got, err := unix.EpollWait(p.epoll, p.events[:], timeout)
+		got, err := unix.EpollWait(p.set.FD, p.events[:], timeout)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			// Only a bad descriptor or a bad argument can be the cause, neither of which goes away.
 			panic(fmt.Sprintf("epoll_wait: %v", err))
@@ -156,8 +143,7 @@ func (n *NAT) run() {
 		for i := range max(got, 0) {
 			switch s := p.ready[i]; {
 			case p.events[i].Fd == wakeID:
-				var b [8]byte
-				_, _ = unix.Read(p.wake, b[:])
+				p.set.Woken()
 			case s != nil:
 				if p.events[i].Events&unix.EPOLLERR != 0 {
 					p.drainErrors(s)
