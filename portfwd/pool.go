@@ -29,13 +29,12 @@ const (
 )
 
 // A pool that runs low again within rush makes twice as many sockets at a time, up to
-// growth times its size, and half as many after a quieter time: another process is made
-// for each batch, which costs as much as 100 sockets.
+// growth times its size, and gives half of them back each time that it has not run low for
+// calm: another process is made for each batch, which costs as much as 100 sockets.
 const (
 	rush   = 100 * time.Millisecond
+	calm   = time.Second
 	growth = 8
-	// calm is how long nobody has to come for half of what was made for a rush to be given back.
-	calm = time.Second
 )
 
 // pool keeps sockets of one family ready, so that a connection does not wait for
@@ -125,13 +124,9 @@ func (p *pool) fill(ctx context.Context) {
 				return
 			}
 		}
-		size := p.size.Load()
 		if time.Since(filled) < rush {
-			size = min(2*size, int32(cap(p.ready)))
-		} else {
-			size = max(size/2, p.least)
+			p.size.Store(min(2*p.size.Load(), int32(cap(p.ready))))
 		}
-		p.size.Store(size)
 	}
 }
 
