@@ -32,11 +32,13 @@ func (b *badRequest) Error() string {
 
 func (b *badRequest) Unwrap() error { return b.cause }
 
+const unparsable = "cannot parse JSON"
+
 func bad(desc string) error { return &badRequest{desc: desc} }
 
 var (
 	errTooLarge = bad("too large message")
-	errParse    = bad("cannot parse JSON")
+	errParse    = bad(unparsable)
 	errObject   = bad("json_object() failed")
 )
 

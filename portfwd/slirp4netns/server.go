@@ -182,6 +182,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	defer stop()
 
 	answer, err := s.answer(ctx, c)
+	late := errors.Is(err, os.ErrDeadlineExceeded)
 	s.requests.Add(1)
 	if err != nil {
 		s.failed.Add(1)
@@ -199,6 +200,9 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		return // the client has left
 	}
 	_ = c.CloseWrite()
+	if late {
+		return // all that it has sent was read, and others want its place
+	}
 	if extend(ctx, c, drainTime) {
 		_, _ = io.CopyN(io.Discard, c, drainBytes)
 	}
@@ -246,6 +250,7 @@ func (s *Server) read(c *net.UnixConn) (object, error) {
 		if readErr != nil {
 			if errors.Is(readErr, os.ErrDeadlineExceeded) {
 				s.timedOut.Add(1)
+				return nil, &badRequest{unparsable, readErr}
 			}
 			return nil, errParse
 		}
