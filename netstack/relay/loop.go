@@ -43,6 +43,7 @@ type loop struct {
 	dialing pairList
 	paused  []pause
 	pipes   []*splicePipe         // empty ones
+	refused time.Time             // when the kernel last had no pipe of a useful size
 	address unix.RawSockaddrInet6 // of the last client
 	stopped bool
 	events  [128]unix.EpollEvent

@@ -3,6 +3,7 @@ package relay
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,10 @@ const (
 	// over it is refused and keeps the default of 64 KiB. With 128 KiB a stream takes a
 	// third more CPU time, with 1 MiB as much.
 	pipeBytes = 256 << 10
+	// leastPipe is what a pipe has to hold to be worth it. Where the user is over that limit a
+	// new one has two pages or one, and a copy is cheaper; another is asked for after pipePause.
+	leastPipe = 64 << 10
+	pipePause = time.Second
 	// sparePipes is how many empty pipes a loop keeps.
 	sparePipes = 4
 )
@@ -38,6 +43,9 @@ func (l *loop) takePipe() *splicePipe {
 		l.pipes = l.pipes[:n-1]
 		return p
 	}
+	if !l.refused.IsZero() && time.Since(l.refused) < pipePause {
+		return nil
+	}
 	if pipesMade.Add(1) > maxPipes {
 		pipesMade.Add(-1)
 		return nil
@@ -47,8 +55,15 @@ func (l *loop) takePipe() *splicePipe {
 		pipesMade.Add(-1)
 		return nil
 	}
-	_, _ = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeBytes)
-	return &splicePipe{r: fds[0], w: fds[1]}
+	p := &splicePipe{r: fds[0], w: fds[1]}
+	if _, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeBytes); err != nil {
+		if got, err := unix.FcntlInt(uintptr(p.w), unix.F_GETPIPE_SZ, 0); err != nil || got < leastPipe {
+			p.close()
+			l.refused = time.Now()
+			return nil
+		}
+	}
+	return p
 }
 
 // givePipe takes an empty pipe back.
