@@ -21,16 +21,17 @@ func (c *Config) routes(client netip.AddrPort, s Spec) relay.Ways {
 	way := func(guest, gateway netip.Addr) relay.Way {
 		return relay.Way{From: c.source(client, gateway), To: netip.AddrPortFrom(guest, s.ContainerPort)}
 	}
+	only := func(w relay.Way) relay.Ways { return relay.Ways{N: 1, Way: [2]relay.Way{w}} }
 	is4 := client.Addr().Unmap().Is4()
 	switch {
 	case s.ContainerIP.Is4():
-		return relay.Ways{N: 1, Way: [2]relay.Way{way(s.ContainerIP, c.Gateway4)}}
+		return only(way(s.ContainerIP, c.Gateway4))
 	case s.ContainerIP.IsValid():
-		return relay.Ways{N: 1, Way: [2]relay.Way{way(s.ContainerIP, c.Gateway6)}}
+		return only(way(s.ContainerIP, c.Gateway6))
 	case !c.Guest6.IsValid(), is4 && c.Guest4.IsValid():
-		return relay.Ways{N: 1, Way: [2]relay.Way{way(c.Guest4, c.Gateway4)}}
+		return only(way(c.Guest4, c.Gateway4))
 	case is4, !c.Guest4.IsValid():
-		return relay.Ways{N: 1, Way: [2]relay.Way{way(c.Guest6, c.Gateway6)}}
+		return only(way(c.Guest6, c.Gateway6))
 	}
 	return relay.Ways{N: 2, Way: [2]relay.Way{way(c.Guest6, c.Gateway6), way(c.Guest4, c.Gateway4)}}
 }
