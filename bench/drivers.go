@@ -34,6 +34,7 @@ type driver struct {
 	publish  func(ctx context.Context, b *bed, l *lane) error // the same with the lane's ports published
 	many     func(ctx context.Context, b *bed, l *lane) error // with those of firstPort to lastPort
 	wide     func(ctx context.Context, b *bed, l *lane) error // with those of firstPort to lastWidePort, on every address
+	alone    bool                                             // it is up only while it is measured, since it takes from the others also while idle
 	reason   string                                           // why it is not measured though it is there
 }
 
@@ -46,7 +47,9 @@ func drivers() []driver {
 		{name: DriverSlipwayPlain, start: slipwayPlainStart},
 		{name: DriverSlipwayTAP, publish: slipwayTAPPublish},
 		{name: DriverSlirp4netns, programs: []string{"slirp4netns"}, start: slirp4netnsStart, publish: slirp4netnsPublish, many: slirp4netnsMany},
-		{name: DriverPasta, programs: []string{"pasta"}, start: pastaStart, publish: pastaPublish, many: pastaMany},
+		// pasta keeps pipes for its splices ready, as large and as many as a user may have (fs.pipe-user-pages-soft in
+		// proc(5)): whoever splices beside it, another pasta too, is left with pipes of a page.
+		{name: DriverPasta, programs: []string{"pasta"}, start: pastaStart, publish: pastaPublish, many: pastaMany, alone: true},
 		{name: DriverGvisorTapVsock, programs: []string{"gvproxy", "gvforwarder"}, start: gvproxyStart, publish: gvproxyPublish},
 		{name: DriverRootlessKit, programs: []string{"rootlesskit", "slirp4netns"}, start: rootlessKitStart, publish: rootlessKitPublish},
 		{name: DriverBypass4netns, programs: []string{"bypass4netns"}, reason: "it works under an OCI runtime only, and this run starts none"},

@@ -76,9 +76,10 @@ type row struct {
 
 // slot holds the lane of some rows, and another one when its driver has died.
 type slot struct {
-	lane     *lane
-	programs []Program
-	err      error // why there is no lane
+	lane      *lane
+	programs  []Program
+	processes []string // command lines
+	err       error    // why there is no lane
 }
 
 // open sets a lane up in the slot.
@@ -87,6 +88,11 @@ func (s *slot) open(ctx context.Context, b *bed, key laneKey) {
 	s.programs, s.err = b.open(ctx, s.lane, key.driver)
 	if s.err != nil {
 		s.lane.shut() // what has started of it would run beside the others, and hold its ports
+		return
+	}
+	s.processes = nil
+	for _, p := range s.lane.drivers {
+		s.processes = append(s.processes, commandLines(procfs, p.pid())...)
 	}
 }
 
@@ -134,6 +140,9 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 			s = &slot{}
 			slots[key] = s
 			s.open(ctx, b, key)
+			if lookDriver(key.driver).alone {
+				s.lane.shut()
+			}
 		}
 		l := s.lane
 		if s.err != nil {
@@ -141,11 +150,7 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 			continue
 		}
 		r.slot = s
-		e := event{ID: r.ID(), Commands: l.commands(b, r.Cell), Programs: s.programs}
-		for _, p := range l.drivers {
-			e.Processes = append(e.Processes, commandLines(procfs, p.pid())...)
-		}
-		emit(e)
+		emit(event{ID: r.ID(), Commands: l.commands(b, r.Cell), Processes: s.processes, Programs: s.programs})
 	}
 	for round := range b.cfg.Repetitions + 1 {
 		for _, r := range rows {
@@ -240,6 +245,11 @@ func (b *bed) measureRow(ctx context.Context, r *row, round int, emit func(event
 	t := r.timing(b.cfg.timing())
 	if round == 0 {
 		t = warmupTiming
+	}
+	if lookDriver(r.Driver).alone && !workOf(r.Workload).fresh {
+		s := r.slot
+		s.open(ctx, b, laneOf(r.Cell))
+		defer func() { s.lane.shut() }()
 	}
 	if r.slot.err != nil { // it had died in another row, and could not be started again
 		emit(event{ID: r.ID(), Error: r.slot.err.Error()})

@@ -236,14 +236,11 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	a.do("spread", udp, limit+more)
-	m := scrape(t, socket)
 	for name, want := range map[string]int{
 		"slipway_tcp_flows_open": limit, `slipway_refused_total{limit="flows"}`: more,
 		"slipway_udp_sessions_open": limit, "slipway_udp_sessions_evicted_total": more,
 	} {
-		if got := number(t, m, name); got != want {
-			t.Errorf("%s is %d, want %d", name, got, want)
-		}
+		eventually(t, patience, fmt.Sprintf("%s is %d", name, want), func() bool { return number(t, scrape(t, socket), name) == want })
 	}
 	a.end()
 

@@ -348,10 +348,10 @@ func TestPing(t *testing.T) {
 	if r := a.try("ping", unroutable, 56); r.Errno != unix.EHOSTUNREACH && r.Errno != unix.ENETUNREACH {
 		t.Errorf("ping %s: %q, want it unreachable", unroutable, r.Err)
 	}
-	m := scrape(t, socket)
-	if m["slipway_icmp_echo_requests_total"] != "2" || m["slipway_icmp_echo_replies_total"] != "2" {
-		t.Errorf("%s requests and %s replies were counted, want 2 and 2", m["slipway_icmp_echo_requests_total"], m["slipway_icmp_echo_replies_total"])
-	}
+	eventually(t, patience, "two requests and two replies were counted", func() bool { // once they are in the container
+		m := scrape(t, socket)
+		return m["slipway_icmp_echo_requests_total"] == "2" && m["slipway_icmp_echo_replies_total"] == "2"
+	})
 }
 
 // agentPing: ping ADDR SIZE.
