@@ -6,9 +6,6 @@ import (
 	"slices"
 )
 
-// suiteTargets is the suite whose report is held against the targets.
-const suiteTargets = "targets"
-
 // quantity of a sample. better says which of two one would rather have.
 type quantity struct {
 	name        string // "": the unit says it
@@ -165,9 +162,9 @@ type Reached struct {
 	Verdict  Verdict
 }
 
-// Targets are what became of each, nil for a report of another suite.
+// Targets are what became of each, nil for a report of a suite that does not measure them.
 func (r *Report) Targets() []Reached {
-	if r.Method.Suite != suiteTargets {
+	if suite, err := LookSuite(r.Method.Suite); err != nil || !suite.targets {
 		return nil
 	}
 	reached := make([]Reached, len(targets))
