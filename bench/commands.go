@@ -13,7 +13,10 @@ func (r *Report) WriteCommands(w io.Writer) error {
 		if len(c.Commands) == 0 {
 			continue
 		}
-		fmt.Fprintf(&b, "\n%s\n", c.ID())
+		if b.Len() > 0 {
+			b.WriteByte('\n')
+		}
+		fmt.Fprintln(&b, c.ID())
 		for _, command := range c.Commands {
 			fmt.Fprintf(&b, "  %s\n", command)
 		}

@@ -118,16 +118,7 @@ func (r *Report) writeMarkdown(w io.Writer, plots string) error {
 	if r.Method.Command != "" {
 		fmt.Fprintf(&b, "\nThe whole run:\n\n```\n%s\n```\n", r.Method.Command)
 	}
-	b.WriteString("\n<details><summary>The commands of each row</summary>\n\n```\n")
-	for _, c := range r.Cells {
-		for i, command := range c.Commands {
-			if i == 0 {
-				fmt.Fprintf(&b, "# %s\n", c.ID())
-			}
-			fmt.Fprintln(&b, strings.ReplaceAll(command, "```", "'''"))
-		}
-	}
-	b.WriteString("```\n\n</details>\n")
+	b.WriteString("\nThe commands of each row are in the report in JSON: `slipway bench report FILE -f commands`.\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -21,11 +21,12 @@ const (
 	FormatPNG         Format = "png"
 	FormatBenchfmt    Format = "benchfmt"
 	FormatOpenMetrics Format = "openmetrics"
+	FormatCommands    Format = "commands"
 )
 
 // Formats in the order in which help names them.
 var Formats = []Format{
-	FormatTable, FormatMarkdown, FormatCSV, FormatJSON, FormatHTML, FormatSVG, FormatPNG, FormatBenchfmt, FormatOpenMetrics,
+	FormatTable, FormatMarkdown, FormatCSV, FormatJSON, FormatHTML, FormatSVG, FormatPNG, FormatBenchfmt, FormatOpenMetrics, FormatCommands,
 }
 
 // Render renders the report in a format that needs no plots to be drawn; those of
@@ -33,7 +34,7 @@ var Formats = []Format{
 func (r *Report) Render(out Output) ([]byte, error) {
 	writers := map[Format]func(io.Writer) error{
 		FormatTable: r.WriteTable, FormatCSV: r.writeCSV, FormatJSON: r.WriteJSON,
-		FormatBenchfmt: r.writeBenchfmt, FormatOpenMetrics: r.writeOpenMetrics,
+		FormatBenchfmt: r.writeBenchfmt, FormatOpenMetrics: r.writeOpenMetrics, FormatCommands: r.WriteCommands,
 		FormatMarkdown: func(w io.Writer) error { return r.writeMarkdown(w, out.PlotDir()) },
 	}
 	if err := out.Validate(); err != nil {

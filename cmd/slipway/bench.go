@@ -192,6 +192,7 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 		shown = errors.Join(shown, report.WriteArticle(out))
 	}
 	if o.showCommands {
+		fmt.Fprintln(out)
 		shown = errors.Join(shown, report.WriteCommands(out))
 	}
 	if err := errors.Join(err, shown, save(report)); err != nil {
