@@ -57,9 +57,12 @@ func connected(s tcp.EndpointState) bool {
 	return false
 }
 
-// endpoint is gVisor's of the connection that a frame belongs to, whose first heads bytes
-// are the headers of a TCP segment in one piece; nil where there is none, and where the
-// segment begins or resets a connection.
+// endpoint is gVisor's of the connection that a frame belongs to; nil where there is none,
+// where the frame is anything else than a TCP segment in one piece, and where the segment
+// begins or resets a connection. Of a TCP segment the first heads bytes are the headers.
+//
+// It must be nobody else's frame: of an ICMP error gVisor tells the endpoint that is meant,
+// and locks it for that, which the receive loop would have locked.
 func (e *Endpoint) endpoint(frame []byte, heads int) *tcp.Endpoint {
 	if e.cfg.Stack == nil || heads < header.EthernetMinimumSize+header.IPv4MinimumSize+header.TCPMinimumSize {
 		return nil
@@ -70,13 +73,16 @@ func (e *Endpoint) endpoint(frame []byte, heads int) *tcp.Endpoint {
 	switch proto {
 	case header.IPv4ProtocolNumber:
 		ip := header.IPv4(b)
+		if ip.TransportProtocol() != header.TCPProtocolNumber || ip.More() || ip.FragmentOffset() != 0 {
+			return nil
+		}
 		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
 		b = b[min(int(ip.HeaderLength()), len(b)):]
 	case header.IPv6ProtocolNumber:
-		if len(b) < header.IPv6MinimumSize {
+		ip := header.IPv6(b)
+		if len(b) < header.IPv6MinimumSize || ip.NextHeader() != uint8(header.TCPProtocolNumber) {
 			return nil
 		}
-		ip := header.IPv6(b)
 		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
 		b = b[header.IPv6MinimumSize:]
 	default:
