@@ -456,7 +456,15 @@ func (e *Endpoint) writePacket(w *tap.Writer, pkt *stack.PacketBuffer) error {
 		skip = 0
 		size += len(b)
 		if err := w.Append(b); err != nil {
-			return err
+			// A host's small messages, many in one segment: each is a piece of its own.
+			whole := pkt.ToView()
+			defer whole.Release()
+			w.Reset(gsoHeader(pkt))
+			if err := w.Append(whole.AsSlice()); err != nil {
+				return err
+			}
+			size = whole.Size()
+			break
 		}
 	}
 	if err := w.WriteTo(e.dev); err != nil {

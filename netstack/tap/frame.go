@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPieces bounds the pieces of one frame: a 64 KiB segment is headers and a few
-// views.
+// maxPieces bounds the pieces of one frame: a segment of large writes is headers and a
+// few views. What has more is better copied.
 const maxPieces = 64
 
 // ErrTooManyPieces is returned for a frame of more pieces than a Writer takes.
