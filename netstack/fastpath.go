@@ -34,10 +34,12 @@ func (s *Stack) serveDNS(src, dst netip.AddrPort, payload []byte, reply func([]b
 }
 
 // handleFragmentedUDP takes a datagram that arrived in fragments: gVisor has
-// reassembled it, and it goes the way of all others from here.
+// reassembled it, and it goes the way of all others from here. So does one with IPv4
+// options, whose checksum the guest may have left to the device that it thinks it has: it
+// is not looked at again.
 func (s *Stack) handleFragmentedUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	s.stats.reassembled.Add(1)
-	return s.nat.Input(tap.Header{}, s.reassembled(id, pkt))
+	return s.nat.Input(tap.Header{Flags: tap.FlagDataValid}, s.reassembled(id, pkt))
 }
 
 // handleEcho takes the echo requests that the receive loop left: those for our own

@@ -278,6 +278,33 @@ func sendInFragments(t *testing.T, options []byte) {
 	}
 }
 
+// TestUDPWithOptions: a datagram with IPv4 options, whose checksum the guest left to the
+// device, arrives.
+func TestUDPWithOptions(t *testing.T) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	g := newGuest(t, Policy{Local: everythingLocal{}, HostAccess: HostAccess{Loopback: Grant{Open: true}}})
+	datagram := header.UDP(ft.UDP(ft.Guest4, ft.Gate4, netip.MustParseAddrPort(conn.LocalAddr().String()).Port(), "payload"))
+	datagram.SetChecksum(1) // whatever: the sum of the pseudo-header
+	f := ft.Frame(header.UDPProtocolNumber, ft.Guest4, ft.Gate4, datagram)
+	const data = header.EthernetMinimumSize + header.IPv4MinimumSize
+	f = slices.Insert(f, data, 1, 1, 1, 0)
+	ip := header.IPv4(f[header.EthernetMinimumSize:])
+	ip.SetHeaderLength(header.IPv4MinimumSize + 4)
+	ip.SetTotalLength(uint16(len(ip)))
+	ip.SetChecksum(0)
+	ip.SetChecksum(^ip.CalculateChecksum())
+	g.send(tap.Header{Flags: tap.FlagNeedsCsum, CsumStart: data + 4, CsumOffset: 6}, f)
+	got := make([]byte, 100)
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := conn.Read(got); err != nil || string(got[:n]) != "payload" {
+		t.Errorf("the host got %q, %v", got[:n], err)
+	}
+}
+
 // TestCloseLeavesNothing: no goroutine and no descriptor outlives a stack.
 func TestCloseLeavesNothing(t *testing.T) {
 	open := func() int {
