@@ -363,10 +363,9 @@ func (t *guestTCP) unreachable(syn *stack.PacketBuffer) {
 func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, conn relay.Socket, bytes ...*relay.Bytes) {
 	s.stats.flowsOpen.Add(1)
 	s.stats.flowsTotal.Add(1)
-	defer s.stats.flowsOpen.Add(-1)
 	tuneEndpoint(ep)
 	begin := time.Now()
-	err := relay.Run(ctx, ep, queue, conn, &s.turn, bytes...)
+	err := relay.Run(ctx, ep, queue, conn, &s.turn, func() { s.stats.flowsOpen.Add(-1) }, bytes...)
 	s.stats.flowTime.Observe(time.Since(begin))
 	switch {
 	case err == nil:

@@ -22,23 +22,34 @@ const maxChunk = 65535 - header.TCPTotalHeaderMaximumSize - 1
 // asking for the length first takes four.
 const small = 4096
 
+// The endpoint's send buffer, in bytes of payload. gVisor keeps what was read at once as a
+// segment, and a segment of one byte takes a thousand. After many small ones the buffer is
+// that of smallBuffer: while a guest takes none of a host's small messages, they gather in
+// the host's socket, and come from there in one piece.
+const (
+	smallBuffer = 16 << 10
+	largeBuffer = 4 << 20
+	manySmalls  = 64
+)
+
 var smalls = sync.Pool{New: func() any { return new([small]byte) }}
 
 // inbound is the direction host → guest. It is the Payloader from which the
 // endpoint fills its segments, so the kernel copies straight into them.
 type inbound struct {
-	fd    int
-	large bool         // as much as fills small came at a time
-	chunk *[small]byte // nil while held is empty
-	held  []byte       // what was read into chunk and the endpoint has not taken yet
-	known int          // bytes that lie in the receive queue, at the least
-	left  int
-	read  int
-	errno unix.Errno
-	eof   bool
-	werr  tcpip.Error
-	ep    tcpip.Endpoint
-	try   func(fd uintptr) bool
+	fd     int
+	large  bool         // as much as fills small came at a time
+	inARow int          // how often that was not so
+	chunk  *[small]byte // nil while held is empty
+	held   []byte       // what was read into chunk and the endpoint has not taken yet
+	known  int          // bytes that lie in the receive queue, at the least
+	left   int
+	read   int
+	errno  unix.Errno
+	eof    bool
+	werr   tcpip.Error
+	ep     tcpip.Endpoint
+	try    func(fd uintptr) bool
 }
 
 // Len implements tcpip.Payloader.
@@ -70,9 +81,10 @@ func (i *inbound) Read(p []byte) (int, error) {
 	if n == 0 && i.errno != 0 {
 		return 0, i.errno
 	}
-	if i.left == 0 || n < len(p) {
-		i.left = 0
-		return n, io.EOF
+	if n < len(p) && i.left > 0 {
+		// Less than the kernel said that there is: gVisor would ask for the rest for ever.
+		i.left, i.errno = 0, unix.EPROTO
+		return n, i.errno
 	}
 	return n, nil
 }
@@ -161,7 +173,7 @@ func (i *inbound) attempt(fd uintptr) bool {
 		}
 		n = 1
 	}
-	i.large = n >= small
+	i.expect(n >= small)
 	i.left = min(n, maxChunk)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
 	i.known = max(n-i.read, 0)
@@ -169,6 +181,22 @@ func (i *inbound) attempt(fd uintptr) bool {
 		i.known = 0
 	}
 	return true
+}
+
+// expect notes what came, since more of it will.
+func (i *inbound) expect(large bool) {
+	i.large = large
+	switch {
+	case !large:
+		if i.inARow++; i.inARow == manySmalls {
+			i.ep.SocketOptions().SetSendBufferSize(smallBuffer, true)
+		}
+	case i.inARow >= manySmalls:
+		i.ep.SocketOptions().SetSendBufferSize(largeBuffer, true)
+		fallthrough
+	default:
+		i.inARow = 0
+	}
 }
 
 // queued is how many bytes lie in the socket's receive queue, SIOCINQ in tcp(7).
@@ -199,7 +227,7 @@ func (i *inbound) attemptSmall() bool {
 			return true
 		}
 		i.held = i.chunk[:n]
-		if i.large = n == small; i.large {
+		if i.expect(n == small); i.large {
 			return i.attemptRest()
 		}
 	}

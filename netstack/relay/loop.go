@@ -173,8 +173,11 @@ func (l *loop) expire(now time.Time) {
 	}
 	kept := l.paused[:0]
 	for _, p := range l.paused {
-		if now.Before(p.end) || l.listen(p.v) != nil {
+		switch {
+		case now.Before(p.end):
 			kept = append(kept, p)
+		case l.listen(p.v) != nil:
+			kept = append(kept, pause{p.v, now.Add(acceptPause)})
 		}
 	}
 	l.paused = kept

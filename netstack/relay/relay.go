@@ -36,6 +36,8 @@ type flow struct {
 	bytes []*Bytes
 	turn  *Turn
 
+	gone func() // see Run
+
 	finSent   atomic.Bool // the host's FIN went to the guest
 	finPassed atomic.Bool // the guest's FIN goes to the host
 	stopped   chan struct{}
@@ -49,11 +51,15 @@ type flow struct {
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
 // reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
 // it runs. Who hands gVisor the guest's segments does so in turns.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, turn *Turn, bytes ...*Bytes) error {
-	f := &flow{turn: turn, ep: ep, queue: queue, host: host, bytes: bytes, stopped: make(chan struct{})}
+//
+// gone is called once, when ep holds nothing any more. That may be after Run has returned:
+// the guest takes the last bytes when it likes, but not for longer than lingerTime.
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, turn *Turn, gone func(), bytes ...*Bytes) error {
+	f := &flow{turn: turn, ep: ep, queue: queue, host: host, gone: gone, bytes: bytes, stopped: make(chan struct{})}
 	raw, err := host.SyscallConn()
 	if err != nil {
 		ep.Abort()
+		gone()
 		return fmt.Errorf("relay: %w", err)
 	}
 	f.raw = raw
@@ -88,13 +94,14 @@ func (f *flow) stop(cause error) {
 func (f *flow) finish() error {
 	cause := f.cause.Load()
 	if cause == nil {
-		f.ep.Close()
+		linger(f.ep, f.queue, f.gone)
 		if err := f.host.Close(); err != nil {
 			return fmt.Errorf("relay: close: %w", err)
 		}
 		return nil
 	}
 	f.ep.Abort()
+	f.gone()
 	Reset(f.host)
 	return *cause
 }

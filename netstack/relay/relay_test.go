@@ -78,6 +78,7 @@ type flowTest struct {
 	turn  Turn
 	ep    chan tcpip.Endpoint // of ours
 	done  chan error
+	gone  chan struct{}
 }
 
 // newFlow connects a guest through Run to a socket of the host. ctx ends the
@@ -85,7 +86,7 @@ type flowTest struct {
 func newFlow(ctx context.Context, t testing.TB) *flowTest {
 	t.Helper()
 	p := newPair(t)
-	f := &flowTest{ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1)}
+	f := &flowTest{ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1), gone: make(chan struct{})}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +107,7 @@ func newFlow(ctx context.Context, t testing.TB) *flowTest {
 			return
 		}
 		f.ep <- ep
-		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.turn, &f.bytes)
+		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.turn, func() { close(f.gone) }, &f.bytes)
 	})
 	p.ours.SetTransportProtocolHandler(tcp.ProtocolNumber, fwd.HandlePacket)
 	dst := tcpip.FullAddress{NIC: 1, Addr: tcpip.AddrFromSlice(hostAddr.AsSlice()), Port: 80}
