@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -77,8 +78,11 @@ func ParseVolume(s string) (Volume, error) {
 	if err == nil {
 		source, err = filepath.EvalSymlinks(source)
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return Volume{}, fmt.Errorf("volume %q: %w; run: mkdir -p %s", s, err, v.Source)
+	}
+	if err != nil {
+		return Volume{}, fmt.Errorf("volume %q: %w", s, err)
 	}
 	v.Source, v.Target = source, filepath.Clean(v.Target)
 	return v, nil
@@ -121,13 +125,15 @@ type Config struct {
 }
 
 // environment merges the image's environment with the caller's and fills in
-// what Docker does.
+// what Docker does. A name without a value has the caller's, which is for the
+// caller to give away and not for an image to take.
 func (c Config) environment(image []string, hostname string) []string {
 	env := []string{pathEnv, "HOSTNAME=" + hostname}
 	if c.TTY {
 		env = append(env, "TERM=xterm")
 	}
-	for _, kv := range append(slices.Clone(image), c.Env...) {
+	image = slices.DeleteFunc(slices.Clone(image), func(kv string) bool { return !strings.Contains(kv, "=") })
+	for _, kv := range append(image, c.Env...) {
 		name, _, ok := strings.Cut(kv, "=")
 		if !ok {
 			value, set := os.LookupEnv(name)

@@ -45,7 +45,7 @@ func TestParseVolume(t *testing.T) {
 func TestEnvironmentMerge(t *testing.T) {
 	t.Setenv("SLIPWAY_HERE", "here")
 	c := Config{Env: []string{"A=2", "SLIPWAY_HERE", "SLIPWAY_NOT_HERE", "TERM=dumb", "E="}, TTY: true}
-	got := c.environment([]string{"A=1", "B=1", "PATH=/image"}, "box")
+	got := c.environment([]string{"A=1", "SLIPWAY_HERE", "B=1", "PATH=/image", "HOME"}, "box")
 	want := []string{"HOSTNAME=box", "B=1", "PATH=/image", "A=2", "SLIPWAY_HERE=here", "TERM=dumb", "E="}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -252,6 +252,25 @@ func TestOCIImageCannotEscape(t *testing.T) {
 	if code != 0 && !strings.Contains(errOut, "unpack image") {
 		t.Errorf("status %d, %s", code, errOut)
 	}
+
+	// What is generated does not follow the image out either.
+	hosts := filepath.Join(outside, "hosts")
+	if err := os.WriteFile(hosts, []byte("the machine's"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	dir = ociLayout(t, v1.Config{}, layer(t,
+		entry{Header: tar.Header{Name: "bin/busybox"}, data: busybox(t)},
+		entry{Header: tar.Header{Name: "etc", Typeflag: tar.TypeSymlink, Linkname: outside}},
+	))
+	if _, errOut, code := containerOutput(t, Config{Image: "oci:" + dir, Args: []string{"/bin/busybox", "true"}}); code != 125 || !strings.Contains(errOut, "/etc of the image") {
+		t.Errorf("status %d, %s; want 125 and what is wrong with /etc", code, errOut)
+	}
+	if b, err := os.ReadFile(hosts); string(b) != "the machine's" {
+		t.Errorf("the machine's file: %q, %v", b, err)
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) != 1 {
+		t.Errorf("outside the root: %v, %v", left, err)
+	}
 }
 
 func TestVolumes(t *testing.T) {

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -20,11 +21,12 @@ const namespaceFlags = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLON
 
 // stageConfig says how to start a stage.
 type stageConfig struct {
-	role                  string // its argument 0
-	flags                 uintptr
-	plan                  idmap.Plan
-	stdin, stdout, stderr *os.File
-	files                 []*os.File // descriptors from specFD on
+	role           string // its argument 0
+	flags          uintptr
+	plan           idmap.Plan
+	stdin          *os.File
+	stdout, stderr io.Writer
+	files          []*os.File // descriptors from specFD on
 }
 
 // stageProcess is a process of the hidden role "stage" in namespaces of its
@@ -53,7 +55,9 @@ func startStage(cfg stageConfig) (*stageProcess, error) {
 	}
 	defer theirs.Close()
 	pidfd := -1
-	attr := &syscall.SysProcAttr{Cloneflags: cfg.flags, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd}
+	// A session of its own: a process with the launcher's controlling terminal could type
+	// into it (TIOCSTI), and would end by a Ctrl-C that is for the launcher to heed.
+	attr := &syscall.SysProcAttr{Cloneflags: cfg.flags, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd, Setsid: true}
 	cfg.plan.Configure(attr)
 	p := &stageProcess{
 		cmd: &exec.Cmd{

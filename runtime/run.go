@@ -44,7 +44,7 @@ func run(ctx context.Context, cfg Config) (exit int, err error) {
 	announce(cfg, plan)
 
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
 
 	c := &container{cfg: cfg, plan: plan, signals: signals, aborts: signals}
@@ -195,13 +195,17 @@ func (c *container) launch(s spec) error {
 		return err
 	}
 	defer stdin.Close()
+	stdout, stderr, err := c.outputs()
+	if err != nil {
+		return err
+	}
 	flags := uintptr(namespaceFlags)
 	if s.OwnNetwork {
 		flags |= syscall.CLONE_NEWNET
 	}
 	c.stageProcess, err = startStage(stageConfig{
 		role: phaseEntered, flags: flags, plan: c.plan,
-		stdin: stdin, stdout: c.cfg.Stdout, stderr: c.cfg.Stderr, files: []*os.File{config}, // specFD
+		stdin: stdin, stdout: stdout, stderr: stderr, files: []*os.File{config}, // specFD
 	})
 	return err
 }
@@ -218,6 +222,32 @@ func (c *container) stdin() (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), "stdin"), nil
 }
+
+// outputs are what the workload writes to: the caller's, but for terminals. From those it
+// could read what is typed, so it gets a pipe, as with Docker; one for both, to keep their
+// order.
+func (c *container) outputs() (stdout, stderr io.Writer, err error) {
+	stdout, stderr = c.cfg.Stdout, c.cfg.Stderr
+	if isTerminal(c.cfg.Stdout) {
+		stdout = &pipe{c.cfg.Stdout}
+	}
+	if !isTerminal(c.cfg.Stderr) {
+		return stdout, stderr, nil
+	}
+	stderr = &pipe{c.cfg.Stderr}
+	a, errA := c.cfg.Stdout.Stat()
+	b, errB := c.cfg.Stderr.Stat()
+	if err := errors.Join(errA, errB); err != nil {
+		return nil, nil, fmt.Errorf("standard output: %w", err)
+	}
+	if os.SameFile(a, b) {
+		stderr = stdout
+	}
+	return stdout, stderr, nil
+}
+
+// pipe makes os/exec put a pipe before a writer which is a file.
+type pipe struct{ io.Writer }
 
 // attach joins the workload's terminal to ours.
 func (c *container) attach(master *os.File) error {
@@ -347,6 +377,22 @@ const (
 	// ended itself.
 	settle = 100 * time.Millisecond
 )
+
+// lastSignal is SIGRTMAX, signal(7).
+const lastSignal = syscall.Signal(64)
+
+// forwarded are the signals that the launcher takes, to pass them on: not those that it
+// was told to ignore, nor those of job control that stop a process in the background which
+// turns to the terminal. Caught, they would have it try again for ever.
+func forwarded() []os.Signal {
+	var all []os.Signal
+	for n := unix.SIGHUP; n <= lastSignal; n++ {
+		if n != unix.SIGTTIN && n != unix.SIGTTOU && !signal.Ignored(n) {
+			all = append(all, n)
+		}
+	}
+	return all
+}
 
 // forward passes a signal to the workload.
 func (c *container) forward(n syscall.Signal) {

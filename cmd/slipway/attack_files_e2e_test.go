@@ -416,7 +416,34 @@ func TestAttackSockets(t *testing.T) {
 func TestAttackWorkingDirectory(t *testing.T) {
 	t.Parallel()
 	path := secret(t, openDir(t), 0o666)
+	// A program of the host's beside a directory image that the container's root could name.
+	image := filepath.Join(openDir(t), "image")
+	tool := filepath.Join(filepath.Dir(image), "tool")
+	for name, content := range map[string][]byte{filepath.Join(image, "bin/e2e"): testBinary(t), tool: testBinary(t)} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for fd := range 16 {
+		t.Run(fmt.Sprintf("dir/%d", fd), func(t *testing.T) {
+			t.Parallel()
+			for _, args := range [][]string{
+				{"dir:" + image, fmt.Sprintf("/proc/self/fd/%d/../tool", fd)},
+				{"-w", fmt.Sprintf("/proc/self/fd/%d/..", fd), "dir:" + image, "./tool"},
+				{"-w", fmt.Sprintf("/proc/self/fd/%d/../made", fd), "dir:" + image, "/bin/e2e"},
+			} {
+				p := slipway(t, append([]string{"run", "--rm", "-e", helperEnv + "=describe"}, args...)...)
+				if status := p.wait(); status == 0 {
+					t.Errorf("%q: exit status 0, printed %q", args, &p.stdout)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(image), "made")); err == nil {
+				t.Error("a directory was made on the host")
+			}
+		})
 		for _, dir := range []string{"/proc/self/fd/%d", "/proc/self/fd/%d/../../../..", "/proc/1/fd/%d"} {
 			dir := fmt.Sprintf(dir, fd)
 			t.Run(dir, func(t *testing.T) {

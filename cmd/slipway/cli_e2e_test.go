@@ -42,6 +42,7 @@ func TestBadInput(t *testing.T) {
 		{"an option of Docker's that we lack", run("--device", "/dev/fuse", "host", "true"), 125, []string{"--device", "slipway run --help"}},
 		{"option without its value", run("--mtu"), 125, []string{"--mtu", "slipway run --help"}},
 		{"option of attach", []string{"attach", "--nosuch"}, 1, []string{"--nosuch", "slipway attach --help"}},
+		{"a role of slirp4netns'", []string{"sandbox"}, 1, []string{"slirp4netns --enable-sandbox"}},
 		{"option of no command", []string{"--nosuch"}, 1, []string{"--nosuch", "slipway --help"}},
 		{"no image", run(), 125, []string{"no image", "slipway run --rm host"}},
 		{"unknown image", run("debian:12", "true"), 125, []string{`"debian:12"`, "host, dir:PATH or oci:PATH"}},
@@ -321,7 +322,12 @@ type terminalSession struct {
 // rows × cols, which is its standard input, output and error.
 func atTerminal(t *testing.T, size pty.Winsize, args ...string) *terminalSession {
 	t.Helper()
-	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), args...)
+	return commandAtTerminal(t, size, append([]string{os.Getenv("SLIPWAY_BIN")}, args...)...)
+}
+
+func commandAtTerminal(t *testing.T, size pty.Winsize, args ...string) *terminalSession {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
 	p := &process{Cmd: cmd, t: t, done: make(chan struct{})}
 	master, err := pty.StartWithSize(cmd, &size)
 	if err != nil {
@@ -390,6 +396,43 @@ func TestTerminal(t *testing.T) {
 		if status := s.wait(); status != 2 || !strings.Contains(s.stdout.String(), "got INT") {
 			t.Errorf("exit status %d, want 2 and a SIGINT", status)
 		}
+	})
+	t.Run("no terminal without -t", func(t *testing.T) {
+		t.Parallel()
+		s := atTerminal(t, size, "run", "--rm", "host", "sh", "-c", "test -t 1 || test -t 2 || echo none; echo one >&2; echo two")
+		if status := s.wait(); status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+		if got, want := s.stdout.String(), "none\r\none\r\ntwo\r\n"; got != want {
+			t.Errorf("the terminal shows %q, want %q", got, want)
+		}
+	})
+	t.Run("nobody reads", func(t *testing.T) {
+		t.Parallel()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "run", "--rm", "-t", "host", "yes")
+		cmd.Stdout = w
+		p := start(t, cmd)
+		w.Close()
+		if _, err := r.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		p.wait() // the workload's terminal is hung up
+	})
+	t.Run("in the background", func(t *testing.T) {
+		t.Parallel()
+		// A shell with job control, whose job turns to the terminal and is stopped until it gets it.
+		s := commandAtTerminal(t, size, "bash", "--norc", "-ic", os.Getenv("SLIPWAY_BIN")+` run --rm -it host sh -c 'echo in''side' & pid=$!
+until grep -q '^State:.T' /proc/$pid/status; do sleep 0.05; done; echo stop''ped; fg >/dev/null; echo status $?`)
+		s.says("stopped")
+		s.says("inside")
+		s.says("status 0")
+		s.wait()
 	})
 	t.Run("shell", func(t *testing.T) {
 		t.Parallel()

@@ -230,22 +230,13 @@ func (p Plan) Write(pid int) error {
 		}
 		cmd := exec.Command(p.helpers[i], args...)
 		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for who waits for it
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s %s: %w: %s (do /etc/subuid and /etc/subgid allow these ids?)",
 				p.helpers[i], strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 		}
 	}
 	return nil
-}
-
-// HostID translates a user id of the container to the host's.
-func (p Plan) HostID(uid int) (int, bool) {
-	for _, m := range p.UIDs {
-		if uid >= m.ContainerID && uid < m.ContainerID+m.Size {
-			return m.HostID + uid - m.ContainerID, true
-		}
-	}
-	return 0, false
 }
 
 // Inside is the pair of maps that hold for the calling process, as a process

@@ -105,7 +105,7 @@ func (r *Root) buildHost() error {
 		return fmt.Errorf("mount /var/tmp: %w", err)
 	}
 	r.writable = append(r.writable, "/var/tmp")
-	return r.generate("root/etc")
+	return r.generate("root")
 }
 
 func emptyDir(path string, mode os.FileMode) error {

@@ -226,7 +226,7 @@ func (r *Root) build() error {
 	if sum.Devices > 0 {
 		r.notice(fmt.Sprintf("%d device nodes of the image are left out: a user namespace may not make them", sum.Devices))
 	}
-	return r.generate("root/etc")
+	return r.generate("root")
 }
 
 // buildDir lays a layer over the image's directory.
@@ -250,7 +250,7 @@ func (r *Root) buildDir() error {
 		}
 	}
 	if info, err := os.Lstat(lower + "/etc"); err != nil || info.IsDir() {
-		if err := r.generate(filepath.Join(upper, "etc")); err != nil {
+		if err := r.generate(upper); err != nil {
 			return err
 		}
 	}
@@ -258,22 +258,32 @@ func (r *Root) buildDir() error {
 		return fmt.Errorf("image directory %s: %w (mounts below it cannot be part of it: unmount them)", r.cfg.Image.Path, err)
 	}
 	r.writable = append(r.writable, "/")
+	// It would still be open at the workload's execve, whose path may lead through
+	// /proc/self/fd (CVE-2024-21626).
+	unix.Close(r.lower)
+	r.lower = -1
 	return nil
 }
 
-// generate writes the generated files into an etc directory, in place of what
-// the image has there.
-func (r *Root) generate(etc string) error {
-	if err := os.MkdirAll(etc, 0o755); err != nil {
+// generate writes the generated files into the etc directory below top, in place of
+// what the image has there. Links of the image that lead out of top, to the machine's
+// files, are not followed.
+func (r *Root) generate(top string) error {
+	root, err := os.OpenRoot(top)
+	if err != nil {
 		return err
 	}
+	defer root.Close()
+	if err := root.MkdirAll("etc", 0o755); err != nil {
+		return fmt.Errorf("/etc of the image: %w", err)
+	}
 	for name, text := range r.cfg.Files {
-		path := filepath.Join(etc, name)
-		if err := os.RemoveAll(path); err != nil {
-			return err
+		path := filepath.Join("etc", name)
+		if err := root.RemoveAll(path); err != nil {
+			return fmt.Errorf("/etc of the image: %w", err)
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			return err
+		if err := root.WriteFile(path, []byte(text), 0o644); err != nil {
+			return fmt.Errorf("/etc of the image: %w", err)
 		}
 	}
 	return nil
