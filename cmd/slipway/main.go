@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -60,9 +61,9 @@ var roles = map[string]func() error{
 }
 
 func command() error {
-	// SIGINT and SIGTERM end what runs in order; run passes them to the workload
-	// instead and takes them over itself.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	// These end what runs in order; run passes them to the workload instead and takes them
+	// over itself.
+	ctx, stop := signal.NotifyContext(context.Background(), heeded(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)...)
 	defer stop()
 	root := &cobra.Command{
 		Use:           "slipway",
@@ -86,6 +87,12 @@ func command() error {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newRunCmd(), newAttachCmd(), newSlirp4netnsCmd(), newBenchCmd(), newDoctorCmd())
 	return root.ExecuteContext(ctx)
+}
+
+// heeded are those of some signals that the program was not told to ignore, by nohup(1) or
+// by a shell that starts it in the background; SIGTERM always is.
+func heeded(signals ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(signals, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
 }
 
 func exitStatus(err error) int {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,9 +47,48 @@ func asSlirp4netns(argv0 string, args []string) int {
 	if errors.As(err, &exit) {
 		return int(exit)
 	}
+	if err := claim(&opts); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return network(opts, func(ctx context.Context, cancel context.CancelCauseFunc) error {
 		return serveSlirp4netns(ctx, cancel, append([]string{argv0}, args...), opts)
 	})
+}
+
+// claim keeps the caller's descriptors from the processes that are started here: one that
+// waits for the end of --ready-fd shall not wait for those. A number that is not open is
+// soon one of our own files, so it is replaced: by none, or by what ends at once.
+func claim(opts *slirp4netns.Options) error {
+	own := func(fd int) bool {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
+		return err == nil
+	}
+	if opts.ReadyFD >= 0 && !own(opts.ReadyFD) {
+		opts.ReadyFD = -1
+	}
+	if opts.ExitFD < 0 || own(opts.ExitFD) {
+		return nil
+	}
+	var ended [2]int
+	if err := unix.Pipe2(ended[:], unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("--exit-fd: pipe: %w", err)
+	}
+	opts.ExitFD = ended[0]
+	return unix.Close(ended[1])
+}
+
+// keep has the caller's descriptors survive an exec.
+func keep(opts slirp4netns.Options) error {
+	for _, fd := range []int{opts.ReadyFD, opts.ExitFD} {
+		if fd < 0 {
+			continue
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return fmt.Errorf("keep descriptor %d: %w", fd, err)
+		}
+	}
+	return nil
 }
 
 // network runs serve, whose context ends with a signal, and says what there is to say
@@ -57,7 +97,7 @@ func network(opts slirp4netns.Options, serve func(context.Context, context.Cance
 	// Who reads what is said may go; the network stays.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, deadly...)
+	signal.Notify(signals, heeded(slices.Clone(deadly)...)...)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	go func() { cancel(&signalled{<-signals}) }()
 

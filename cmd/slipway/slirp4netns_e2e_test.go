@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,7 +30,7 @@ import (
 //	refused usage|plain TEXT ARGS…  S4 ARGS exits with 1, says TEXT on stderr (ARGV0: its
 //	                                name, \n: a new line), and the usage on stdout or not
 //	status N COMMAND…               the command exits with N
-//	start ARGS…                     S4 ARGS with pipes as descriptors 3 (ready) and 4 (exit)
+//	start ARGS…                     S4 ARGS with pipes as descriptors 3, or 10 with -r 10, (ready) and 4 (exit)
 //	ready                           it has written 1, and closed the descriptor
 //	not-ready                       it has closed the descriptor only
 //	end                             closes the other side of descriptor 4
@@ -191,7 +192,13 @@ func (c *contract) start(ts *testscript.TestScript, _ bool, args []string) {
 	c.t.Cleanup(c.closePipes)
 	cmd := exec.Command(c.s4, args...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.ExtraFiles = []*os.File{readyW, exitR}
+	cmd.ExtraFiles = make([]*os.File, 8)
+	cmd.ExtraFiles[4-3] = exitR
+	if i := slices.Index(args, "-r"); i >= 0 && args[i+1] == "10" {
+		cmd.ExtraFiles[10-3] = readyW
+	} else {
+		cmd.ExtraFiles[3-3] = readyW
+	}
 	c.p = start(c.t, cmd)
 	ts.Setenv("PID", strconv.Itoa(c.p.Process.Pid))
 	readyW.Close()

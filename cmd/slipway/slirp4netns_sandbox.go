@@ -36,9 +36,10 @@ const (
 	// people look with ps(1).
 	sandboxProgram = "/run/slirp4netns"
 	// stageState and sandboxState are environment variables, of the stage and of the
-	// program after it: the descriptor of a sandboxed.
+	// program after it: the descriptor of a sandboxed, or trial.
 	stageState   = "SLIPWAY_STAGE_FD"
 	sandboxState = "SLIPWAY_SANDBOX_FD"
+	trial        = "none"
 )
 
 // sandboxed is what goes through the sandbox's door.
@@ -70,6 +71,7 @@ func enterSandbox(ctx context.Context, prepared *monitor.Prepared, args []string
 	// Once before it counts: after the exec a failure leaves nobody who could tidy up.
 	var said bytes.Buffer
 	try := exec.CommandContext(ctx, command[0], append(command[1:], program, "sandbox")...)
+	try.Env = append(os.Environ(), stageState+"="+trial)
 	try.Stderr = &said
 	if err := try.Run(); err != nil {
 		if ctx.Err() != nil {
@@ -86,6 +88,9 @@ func enterSandbox(ctx context.Context, prepared *monitor.Prepared, args []string
 		return &sandboxError{err}
 	}
 	defer unix.Close(fd)
+	if err := keep(opts); err != nil {
+		return &sandboxError{err}
+	}
 	err = unix.Exec(command[0], append(command, program, "sandbox"), append(os.Environ(), stageState+"="+strconv.Itoa(fd)))
 	return &sandboxError{fmt.Errorf("execute %s: %w", command[0], err)}
 }
@@ -149,11 +154,14 @@ func loadSandboxed(descriptor string) (*sandboxed, error) {
 	return s, nil
 }
 
-// sandboxStage gives the process its root and becomes the program in there. Without a
-// state it only tries.
+// sandboxStage gives the process its root and becomes the program in there. In a trial
+// that is all. A person who starts it has no mount namespace to spare for it.
 func sandboxStage() error {
-	descriptor, forReal := os.LookupEnv(stageState)
-	if !forReal {
+	descriptor, ok := os.LookupEnv(stageState)
+	switch {
+	case !ok:
+		return errors.New("sandbox: it is started by slirp4netns --enable-sandbox only")
+	case descriptor == trial:
 		return confine.Root(sandboxProgram)
 	}
 	state, err := loadSandboxed(descriptor)
@@ -191,6 +199,10 @@ func inSandbox(descriptor string) int {
 	}
 	state, err := loadSandboxed(descriptor)
 	if err != nil {
+		fmt.Fprintf(os.Stderr, "create_sandbox failed\n%v\n", err)
+		return 1
+	}
+	if err := claim(&state.Options); err != nil {
 		fmt.Fprintf(os.Stderr, "create_sandbox failed\n%v\n", err)
 		return 1
 	}

@@ -9,7 +9,8 @@ import (
 )
 
 // SameUser lets in who runs as this process' user or as root (SO_PEERCRED in unix(7)):
-// a socket's file may lie where others can reach it.
+// a socket's file may lie where others can reach it. In a user namespace that does not
+// have the machine's root, as in the sandbox of an ordinary user, that is one of the others.
 func SameUser(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
