@@ -15,7 +15,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # Without these the demo or the tests cannot run; without the optional ones something is left out: rows of the gap
 # table (slirp4netns, pasta), or tests that want a root filesystem of one file (busybox).
 needed='curl ip iperf3 nginx newuidmap newgidmap nsenter setpriv unshare'
-optional='slirp4netns pasta busybox'
+optional='slirp4netns pasta busybox wrk'
 scope=
 case ${1:-} in
 tests)

@@ -14,7 +14,7 @@ var article = []struct {
 	measured float64 // bits per second
 	drivers  []string
 }{
-	{"container to container, by the kernel", 25.5e9, []string{DriverVeth}},
+	{"container to container there, over one veth pair here", 25.5e9, []string{DriverVeth}},
 	{"container to host, through slirp4netns", 0.848e9, []string{DriverSlirp4netns, DriverRootlessKit, DriverSlipway}},
 }
 

@@ -112,7 +112,7 @@ func Suites() []Suite {
 			},
 		},
 		{
-			Name: "article", Text: "container to container over veth, and container to host through slirp4netns: an article's two figures beside ours",
+			Name: "article", Text: "a container's upload by the kernel (veth), and through slirp4netns: an article's two figures beside ours",
 			Duration: 4 * time.Second, Omit: time.Second, Repetitions: 5, MTUs: []int{ordinaryMTU}, Streams: []int{1},
 			blocks: func(c Config) []block {
 				return []block{{workload: WorkloadStream, directions: oneWay, drivers: articleDrivers, mtus: c.MTUs, streams: c.Streams}}

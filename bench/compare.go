@@ -188,7 +188,7 @@ func (c *Comparison) Write(w io.Writer) error {
 			if d.Ratio {
 				return ratio(v)
 			}
-			return d.Cell.Unit.format(v)
+			return d.Cell.Unit.Format(v)
 		}
 		change, verdict := "~", ""
 		if d.Significant() {

@@ -122,23 +122,27 @@ func validateNumbers(what string, values []int, least, most int) error {
 
 // Estimate is about how long the run takes with the programs that are installed.
 func (c Config) Estimate() time.Duration {
-	machine := &bed{cfg: c}
-	if machine.lookPrograms() != nil {
-		return 0 // nor will it run
-	}
-	missing := func(cell Cell) bool {
-		_, reason := machine.find(lookDriver(cell.Driver))
-		return reason != "" || machine.lacks(cell.Workload) != ""
-	}
 	var sum time.Duration
-	for _, cell := range c.cells() {
-		if missing(cell) {
-			continue
-		}
+	for _, cell := range c.measurable() {
 		sum += workOf(cell.Workload).lasts(warmupTiming) + time.Duration(c.Repetitions)*workOf(cell.Workload).lasts(cell.timing(c.timing()))
 	}
 	return sum
 }
+
+// measurable are the rows whose programs are there.
+func (c Config) measurable() []Cell {
+	machine := &bed{cfg: c}
+	if machine.lookPrograms() != nil {
+		return nil // nor will it run
+	}
+	return slices.DeleteFunc(c.cells(), func(cell Cell) bool {
+		_, reason := machine.find(lookDriver(cell.Driver))
+		return reason != "" || machine.lacks(cell.Workload) != ""
+	})
+}
+
+// MeasurableIDs are those of CellIDs whose programs are there.
+func (c Config) MeasurableIDs() []string { return cellIDs(c.measurable()) }
 
 // CellIDs are the names of the rows that the configuration asks for, in the order of measuring.
 func (c Config) CellIDs() []string { return cellIDs(c.cells()) }

@@ -48,7 +48,7 @@ func gvproxyWith(ctx context.Context, b *bed, l *lane) (socket string, err error
 		return "", err
 	}
 	l.setup = append(l.setup, fmt.Sprintf("ip -n … addr add %s/24 dev tap0; ip -n … link set tap0 mtu %s up", gvGuest, mtu))
-	return socket, b.configureLink(pid, "tap0", gvGuest, l.mtu)
+	return socket, b.configureLink(pid, "tap0", gvGuest, l.mtu, 0)
 }
 
 func gvproxyStart(ctx context.Context, b *bed, l *lane) error {

@@ -133,10 +133,10 @@ func vethStart(ctx context.Context, b *bed, l *lane) error {
 	if err := b.addVeth(near, there, pid); err != nil {
 		return err
 	}
-	if err := b.configureLink(0, near, here, l.mtu); err != nil {
+	if err := b.configureLink(0, near, here, l.mtu, 0); err != nil {
 		return err
 	}
-	if err := b.configureLink(pid, there, inside, l.mtu); err != nil {
+	if err := b.configureLink(pid, there, inside, l.mtu, 0); err != nil {
 		return err
 	}
 	l.setup = append(l.setup, fmt.Sprintf("ip link add %s type veth peer name %s netns %d; ip link set %[1]s mtu %[4]d up; ip addr add %[5]s/24 dev %[1]s # and the same there",

@@ -61,10 +61,11 @@ func (b *bed) farHost(ctx context.Context, l *lane, d distance) (far, error) {
 	if err := b.moveLink(there, pid); err != nil {
 		return far{}, err
 	}
-	if err := b.configureLink(0, near, here, 0); err != nil {
+	// What waits for the process behind a TUN device is no part of the path's queue.
+	if err := b.configureLink(0, near, here, 0, pathPackets); err != nil {
 		return far{}, err
 	}
-	if err := b.configureLink(pid, there, address, 0); err != nil {
+	if err := b.configureLink(pid, there, address, 0, pathPackets); err != nil {
 		return far{}, err
 	}
 	return far{enter, address}, nil

@@ -165,7 +165,7 @@ func (r *Report) sectionFigure(s section) *Figure {
 		for _, sample := range c.counted() {
 			b.Dots = append(b.Dots, sample.Value/factor)
 		}
-		b.Text = c.Unit.format(c.Summary.Median)
+		b.Text = c.Unit.Format(c.Summary.Median)
 		if c.Summary.Gap > 0 && c.Driver != DriverHost {
 			b.Text += fmt.Sprintf(" (%s)", times(c.Summary.Gap))
 		}

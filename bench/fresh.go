@@ -40,6 +40,7 @@ func (b *bed) measureFresh(ctx context.Context, c Cell, w work) (Sample, error) 
 	}
 	l := &lane{side: sideOf(c), mtu: c.MTU, program: program}
 	defer l.shut()
+	began := time.Now()
 	machine, err := readMachine()
 	if err != nil {
 		return Sample{}, err
@@ -66,7 +67,7 @@ func (b *bed) measureFresh(ctx context.Context, c Cell, w work) (Sample, error) 
 		}
 		s.Value, s.Seconds = float64(after.rss), time.Since(l.began).Seconds()
 	}
-	return s, after.since(reading{machine: machine}, &s)
+	return s, after.since(reading{at: began, machine: machine}, &s)
 }
 
 // idle opens the flows of a row and reads what the driver has after nothing has happened

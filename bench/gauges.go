@@ -23,7 +23,7 @@ func rowDesc(name, help string) *prometheus.Desc {
 }
 
 var (
-	gapGauge     = rowDesc("gap_ratio", "Median divided by that of the host's own loopback in the same run; of speeds 1 is the most, of latencies the least.")
+	gapGauge     = rowDesc("gap_ratio", "The value divided by that of the host's own loopback in the same round, the median of that; of speeds 1 is the most, of latencies the least.")
 	bitsGauge    = rowDesc("bits_per_second", "Median of the payload's speed.")
 	rateGauge    = rowDesc("operations_per_second", "Median of the connections, requests, queries or pages in a second.")
 	timeGauge    = rowDesc("duration_seconds", "Median of the time that one operation, or getting ready, took.")

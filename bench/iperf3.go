@@ -109,12 +109,18 @@ func parseIperf3UDP(output []byte, c Cell) (Sample, error) {
 	}
 	// Datagrams that overtook others make the count of the lost negative.
 	lost := min(max(sum.LostPackets, 0), sum.Packets)
-	if lost == sum.Packets {
+	arrived := uint64(sum.Packets-lost) * uint64(c.Size)
+	// The lost are the gaps that the receiver saw. What is lost after the last that arrived is
+	// none of them, all that was sent for instance: what it got is counted apart.
+	if got := doc.End.SumReceived.Bytes; got < arrived {
+		arrived = got
+	}
+	if arrived == 0 {
 		return Sample{}, fmt.Errorf("%w: none of %d datagrams of %d bytes arrived", errIperf3, sum.Packets, c.Size)
 	}
-	arrived := float64(sum.Packets-lost) * float64(c.Size)
 	return Sample{
-		Value: 8 * arrived / sum.Seconds, Seconds: sum.Seconds, Bytes: uint64(arrived), Loss: float64(lost) / float64(sum.Packets),
+		Value: 8 * float64(arrived) / sum.Seconds, Seconds: sum.Seconds, Bytes: arrived,
+		Loss: 1 - float64(arrived)/(float64(sum.Packets)*float64(c.Size)),
 	}, nil
 }
 

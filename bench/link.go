@@ -29,8 +29,9 @@ func (b *bed) addVeth(near, there string, pid int) error {
 	return b.moveLink(there, pid)
 }
 
-// configureLink in the network namespace of a process, 0: our own. mtu 0: that which it has.
-func (b *bed) configureLink(pid int, name string, address netip.Addr, mtu int) error {
+// configureLink in the network namespace of a process, 0: our own. mtu and queue (packets)
+// 0: that which it has.
+func (b *bed) configureLink(pid int, name string, address netip.Addr, mtu, queue int) error {
 	h, err := handleAt(pid)
 	if err != nil {
 		return err
@@ -45,9 +46,10 @@ func (b *bed) configureLink(pid int, name string, address netip.Addr, mtu int) e
 			return fmt.Errorf("set the MTU of %s to %d: %w", name, mtu, err)
 		}
 	}
-	// What waits for the process behind a TUN device is no part of the path's queue.
-	if err := h.LinkSetTxQLen(link, pathPackets); err != nil {
-		return fmt.Errorf("set the queue of %s: %w", name, err)
+	if queue > 0 {
+		if err := h.LinkSetTxQLen(link, queue); err != nil {
+			return fmt.Errorf("set the queue of %s to %d: %w", name, queue, err)
+		}
 	}
 	prefix := &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(24, 32)}
 	if err := h.AddrAdd(link, &netlink.Addr{IPNet: prefix}); err != nil {

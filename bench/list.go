@@ -18,7 +18,11 @@ func WriteList(w io.Writer) error {
 		fmt.Fprintf(&b, "  %-16s %s\n", s.Name, s.Text)
 	}
 	b.WriteString("\nDrivers:\n")
-	machine := &bed{}
+	self, err := selfPath()
+	if err != nil {
+		return err
+	}
+	machine := &bed{cfg: Config{Slipway: self}}
 	if err := machine.lookPrograms(); err != nil {
 		return err
 	}

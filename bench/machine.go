@@ -107,6 +107,7 @@ func parseLinkBytes(text string) (uint64, error) {
 
 // reading of all that is counted, at one moment.
 type reading struct {
+	at      time.Time
 	driver  usage
 	machine machine
 	rss     uint64
@@ -114,7 +115,7 @@ type reading struct {
 }
 
 func (l *lane) read() (reading, error) {
-	r := reading{driver: usage{}}
+	r := reading{at: time.Now(), driver: usage{}}
 	for _, p := range l.drivers {
 		u, err := cpuUsage(procfs, p.pid())
 		if err != nil {
@@ -143,6 +144,7 @@ func (r reading) since(before reading, s *Sample) error {
 	if err != nil {
 		return err
 	}
+	s.Elapsed = r.at.Sub(before.at).Seconds()
 	s.CPUSeconds = cpu.Seconds()
 	s.SystemCPUSeconds = (r.machine.busy - before.machine.busy).Seconds()
 	s.StealSeconds = (r.machine.stolen - before.machine.stolen).Seconds()

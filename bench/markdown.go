@@ -164,7 +164,7 @@ func (r *Report) writeHeadline(b *strings.Builder) {
 				if c.ours() {
 					text = "**" + text + "**"
 				}
-				text += " (" + c.Unit.format(c.Summary.Median)
+				text += " (" + c.Unit.Format(c.Summary.Median)
 				if conditions := r.conditions(c); conditions != "" {
 					text += ", " + conditions
 				}
@@ -189,7 +189,7 @@ func (r *Report) writeHeadline(b *strings.Builder) {
 	markdownRow(b, line...)
 	for _, c := range r.Cells {
 		if c.Driver == DriverHost && c.Workload == WorkloadStream && c.Streams == 1 && c.Summary != nil {
-			fmt.Fprintf(b, "\nHost loopback itself: %s (%s). %s. %s.\n", c.Unit.format(c.Summary.Median),
+			fmt.Fprintf(b, "\nHost loopback itself: %s (%s). %s. %s.\n", c.Unit.Format(c.Summary.Median),
 				c.Unit.formatRange(c.Summary.Min, c.Summary.Max), escapeMarkdown.Replace(r.machine()), escapeMarkdown.Replace(r.method()))
 			break
 		}

@@ -96,7 +96,6 @@ const (
 	classKernel class = "kernel path"
 	classTAP    class = "TAP path"
 	classSplice class = "splice path"
-	classCopy   class = "user-space copy"
 )
 
 // classes are explained where rows of different ones stand side by side.
@@ -106,20 +105,17 @@ var classes = []struct {
 }{
 	{classKernel, "No user-mode network in the way: the host's own loopback, or a veth pair, which only root can make. Nothing checks or counts what passes."},
 	{classTAP, "Every packet of the container passes a TAP device and a network stack in user space: any protocol, every destination checked by policy."},
-	{classSplice, "Published TCP ports whose bytes the kernel moves between two sockets by splice(2): no TAP, no copy to user space, TCP only. Slipway's show the server the client's own address; pasta's show a local one for clients on the host."},
-	{classCopy, "Published TCP ports whose bytes a process reads from one socket and writes to another; the server sees a connection from inside its own namespace."},
+	{classSplice, "Published TCP ports whose bytes the kernel moves between two sockets by splice(2): no TAP, no copy to user space, TCP only. Slipway's show the server the client's own address; pasta's show a local one for clients on the host, RootlessKit's always one from inside the server's namespace."},
 }
 
 // class of a row, "" for a driver that is not known here.
 func (c Cell) class() class {
-	published := c.Workload == WorkloadPublished
+	published := sideOf(c) == sideHost
 	switch {
 	case c.kernel(), strings.HasPrefix(c.Driver, "bypass4netns"):
 		return classKernel
-	case published && (c.Driver == DriverSlipway || c.Driver == DriverPasta):
+	case published && (c.Driver == DriverSlipway || c.Driver == DriverPasta || strings.HasPrefix(c.Driver, DriverRootlessKit)):
 		return classSplice
-	case published && strings.HasPrefix(c.Driver, "rootlesskit"):
-		return classCopy
 	case c.ours(), c.Driver == DriverSlirp4netns, c.Driver == DriverPasta,
 		strings.HasPrefix(c.Driver, "gvisor-tap-vsock"), strings.HasPrefix(c.Driver, "rootlesskit"):
 		return classTAP

@@ -39,8 +39,8 @@ func (u Unit) name(prefix string) string {
 	return prefix + string(u)
 }
 
-// format gives a value of the unit with three significant digits, as in "21.0 Gbit/s".
-func (u Unit) format(value float64) string {
+// Format gives a value of the unit with three significant digits, as in "21.0 Gbit/s".
+func (u Unit) Format(value float64) string {
 	prefix, factor := u.scale(math.Abs(value))
 	return digits(value/factor) + " " + u.name(prefix)
 }

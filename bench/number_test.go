@@ -21,7 +21,7 @@ func TestUnitFormat(t *testing.T) {
 		{UnitSeconds, 4e-8, "0.040 µs"},
 	}
 	for _, tt := range tests {
-		if got := tt.unit.format(tt.value); got != tt.want {
+		if got := tt.unit.Format(tt.value); got != tt.want {
 			t.Errorf("%g in %s = %q, want %q", tt.value, tt.unit, got, tt.want)
 		}
 	}

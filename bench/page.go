@@ -50,7 +50,7 @@ func (r *Report) Page() Page {
 			if c.Driver != DriverSlipway || s.Choice != "" {
 				continue
 			}
-			card := PageCard{Title: s.Title(), Gap: times(c.Summary.Gap), Speed: c.Unit.format(c.Summary.Median)}
+			card := PageCard{Title: s.Title(), Gap: times(c.Summary.Gap), Speed: c.Unit.Format(c.Summary.Median)}
 			for _, peer := range r.peers(c) {
 				if peer.ours() || peer.kernel() {
 					continue

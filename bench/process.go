@@ -199,7 +199,7 @@ func until(ctx context.Context, met func() bool) <-chan struct{} {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	go func() {
 		defer cancel()
-		tick := time.NewTicker(10 * time.Millisecond)
+		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for !met() {
 			select {

@@ -129,6 +129,9 @@ type Sample struct {
 	Round   int     `json:"round"` // 0: warm-up, not counted
 	Value   float64 `json:"value"` // in the unit of the cell
 	Seconds float64 `json:"seconds"`
+	// Elapsed is how many seconds lie between the readings of CPU time, the start of the client
+	// and what it omitted included.
+	Elapsed float64 `json:"elapsed_seconds,omitempty"`
 	// Bytes of payload, those of the omitted second included; 0: the workload does not count them.
 	Bytes       uint64 `json:"bytes"`
 	Retransmits uint64 `json:"retransmits"`
@@ -159,9 +162,9 @@ type Latency struct {
 
 // tail is what is known beyond the median.
 func (l Latency) tail() string {
-	text := "p99 " + UnitSeconds.format(l.P99)
+	text := "p99 " + UnitSeconds.Format(l.P99)
 	if l.P999 > 0 {
-		text += ", p99.9 " + UnitSeconds.format(l.P999)
+		text += ", p99.9 " + UnitSeconds.Format(l.P999)
 	}
 	return text
 }

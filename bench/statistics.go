@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -44,13 +45,14 @@ type Summary struct {
 	Latency *Latency `json:"latency,omitempty"`
 	// RSS is the median in bytes.
 	RSS float64 `json:"median_rss_bytes,omitempty"`
-	// Gap is the median divided by that of the host's loopback in the same run; 0: there is
-	// no such row, or one of the two has a defect. The same holds for every ratio.
+	// Gap is the value divided by that of the host's loopback in the same round, the median of
+	// that; 0: there is no such row, or one of the two has a defect. The same holds for every
+	// ratio.
 	Gap float64 `json:"gap_ratio,omitempty"`
-	// Slirp4netns is the median divided by that of slirp4netns doing the same.
+	// Slirp4netns is that to slirp4netns doing the same.
 	Slirp4netns float64 `json:"slirp4netns_ratio,omitempty"`
-	// Peer is, in rows of Slipway, the median divided by that of the best of the others
-	// doing the same, whose name BestPeer is.
+	// Peer is, in rows of Slipway, that to the best of the others doing the same, whose name
+	// BestPeer is.
 	Peer     float64 `json:"peer_ratio,omitempty"`
 	BestPeer string  `json:"best_peer,omitempty"`
 }
@@ -95,17 +97,18 @@ func (c Cell) summarize(cpus int) *Summary {
 		return nil
 	}
 	values := make([]float64, len(samples))
-	var seconds, steal float64
+	var elapsed, steal float64
 	var latencies []Sample
 	for i, s := range samples {
 		values[i] = s.Value
-		seconds += s.Seconds
+		elapsed += max(s.Elapsed, s.Seconds) // a report of before this was counted has only the latter
 		steal += s.StealSeconds
 		if s.Latency != nil {
 			latencies = append(latencies, s)
 		}
 	}
-	withBytes := slices.DeleteFunc(slices.Clone(samples), func(s Sample) bool { return s.Bytes == 0 })
+	// The CPU time of a load beside the measurement is that of bytes which are not counted.
+	withBytes := slices.DeleteFunc(slices.Clone(samples), func(s Sample) bool { return s.Bytes == 0 || workOf(c.Workload).load != nil })
 	perGB := func(cpu float64, s Sample) float64 { return cpu / (float64(s.Bytes) / 1e9) }
 	i := interval(values)
 	sum := &Summary{
@@ -120,8 +123,8 @@ func (c Cell) summarize(cpus int) *Summary {
 	if sum.Median > 0 {
 		sum.Spread = (sum.Max - sum.Min) / sum.Median
 	}
-	if seconds > 0 && cpus > 0 {
-		sum.Steal = steal / (seconds * float64(cpus))
+	if elapsed > 0 && cpus > 0 {
+		sum.Steal = steal / (elapsed * float64(cpus))
 	}
 	if len(latencies) > 0 {
 		sum.Latency = &Latency{
@@ -146,14 +149,14 @@ func (r *Report) summarize() {
 		}
 		s := c.Summary
 		if host := r.reference(*c); host != nil {
-			s.Gap = s.Median / host.Summary.Median
+			s.Gap = r.quotient(*c, *host)
 		}
 		for _, p := range r.peers(*c) {
-			ratio := s.Median / p.Summary.Median
+			ratio := r.quotient(*c, p)
 			if p.Driver == DriverSlirp4netns {
 				s.Slirp4netns = ratio
 			}
-			if !c.ours() || p.ours() || p.kernel() {
+			if !c.ours() || p.ours() || p.kernel() || ratio == 0 {
 				continue
 			}
 			if s.BestPeer == "" || c.Unit.LessIsBetter() == (ratio > s.Peer) {
@@ -161,6 +164,16 @@ func (r *Report) summarize() {
 			}
 		}
 	}
+}
+
+// quotient of two rows, the median over the rounds in which both were measured; 0: there is
+// no such round.
+func (r *Report) quotient(c, by Cell) float64 {
+	rounds := paired(r.rounds(c, speed), r.rounds(by, speed), func(a, b float64) float64 { return a / b })
+	if len(rounds) == 0 {
+		return 0
+	}
+	return interval(slices.Collect(maps.Values(rounds))).Center
 }
 
 // divisible says whether a row's median can stand in a ratio.
@@ -189,27 +202,14 @@ func (c Cell) conditions() conditions {
 	return conditions{c.Workload, c.Direction, c.MTU, c.Streams, c.Size, c.distance(), c.Unit}
 }
 
-// reference is the row of the host that a row is divided by, nil when there is none: the
-// same workload where the host does it too, else, for a plain speed, one stream over
-// loopback.
+// reference is the row of the host that a row is divided by, nil when there is none. Both
+// ways at once have none: their value is a sum, and loopback's is that of one way.
 func (r *Report) reference(c Cell) *Cell {
-	var stream *Cell
-	for i := range r.Cells {
-		h := &r.Cells[i]
-		if h.Driver != DriverHost || h.Unit != c.Unit || !h.divisible() {
-			continue
-		}
-		if h.Workload == c.Workload && h.Streams == c.Streams && h.Size == c.Size && h.distance() == c.distance() {
-			return h
-		}
-		if h.Workload == WorkloadStream && h.Streams == 1 && h.DelayMillis == 0 {
-			stream = h
-		}
+	host := r.cell(c.yardstick().ID())
+	if host == nil || c.Direction == DirectionBoth || !host.divisible() {
+		return nil
 	}
-	if c.Unit == UnitBitsPerSecond && c.DelayMillis == 0 {
-		return stream
-	}
-	return nil
+	return host
 }
 
 // peers are the other rows that do the same under the same conditions.

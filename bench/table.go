@@ -80,12 +80,12 @@ type column struct {
 
 var columns = []column{
 	{"median", "of the measurements that count; for latencies that of their medians",
-		func(c Cell) string { return c.Unit.format(c.Summary.Median) }},
+		func(c Cell) string { return c.Unit.Format(c.Summary.Median) }},
 	{"interval", "where the true median lies, with 95 % certainty from 6 measurements on; with fewer their range (5: 94 %, 3: 75 %)",
 		func(c Cell) string { return c.Unit.formatRange(c.Summary.Low, c.Summary.High) }},
-	{"gap", "median divided by that of the host's loopback in this run; 1.00x: the container costs nothing",
+	{"gap", "the value divided by that of the host's loopback in the same round, the median of that; 1.00x: the container costs nothing",
 		func(c Cell) string { return ratio(c.Summary.Gap) }},
-	{"x slirp4netns", "median divided by that of slirp4netns doing the same in this run",
+	{"x slirp4netns", "the same with slirp4netns doing the same",
 		func(c Cell) string { return ratio(c.Summary.Slirp4netns) }},
 	{"x best peer", "the same with the best of the others, which is named; only in rows of Slipway",
 		func(c Cell) string { return strings.TrimSpace(ratio(c.Summary.Peer) + " " + c.Summary.BestPeer) }},
@@ -188,7 +188,7 @@ func (c Cell) notes() []string {
 	var notes []string
 	if s := c.Summary; s != nil {
 		if l := s.Latency; l != nil {
-			notes = append(notes, fmt.Sprintf("p50 %s, %s", UnitSeconds.format(l.P50), l.tail()))
+			notes = append(notes, fmt.Sprintf("p50 %s, %s", UnitSeconds.Format(l.P50), l.tail()))
 		}
 		if s.Loss > 0 {
 			notes = append(notes, "lost "+percent(s.Loss))

@@ -260,7 +260,7 @@ func (t target) format(row Cell, value float64) string {
 	if t.than == ratioAtLeast || t.than == ratioAtMost {
 		return times(value)
 	}
-	return t.what.unit(row).format(value)
+	return t.what.unit(row).Format(value)
 }
 
 // summaryOf what became of the targets.

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -147,9 +145,13 @@ func suiteList(suites []bench.Suite) string {
 
 // planBench says what a run would do.
 func planBench(out io.Writer, cfg bench.Config) error {
-	ids := cfg.CellIDs()
-	_, err := fmt.Fprintf(out, "%s\n%d rows, %d times %s each after one warm-up: about %s\n",
+	ids := cfg.MeasurableIDs()
+	text := fmt.Sprintf("%s\n%d rows, %d times %s each after one warm-up: about %s\n",
 		strings.Join(ids, "\n"), len(ids), cfg.Repetitions, cfg.Duration, cfg.Estimate().Round(time.Second))
+	if more := len(cfg.CellIDs()) - len(ids); more > 0 {
+		text += fmt.Sprintf("%d more rows need programs that are not installed, see slipway bench list\n", more)
+	}
+	_, err := io.WriteString(out, text)
 	return err
 }
 
@@ -177,8 +179,6 @@ func runBench(ctx context.Context, out io.Writer, progress *os.File, cfg bench.C
 			return file.Finish()
 		}
 	}
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
 	cfg.Progress = progressPrinter(progress, cfg.Estimate())
 	report, err := bench.Run(ctx, cfg)
 	if term.IsTerminal(int(progress.Fd())) {
@@ -215,7 +215,7 @@ func progressPrinter(w *os.File, estimate time.Duration) func(bench.Progress) {
 		}
 		switch {
 		case terminal:
-			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %.1f Gbit/s", p.Done, p.Total, p.Cell.ID(), p.Sample.Value/1e9)
+			fmt.Fprintf(w, "\r\x1b[K%d of %d: %s %s", p.Done, p.Total, p.Cell.ID(), p.Cell.Unit.Format(p.Sample.Value))
 		case p.Sample.Round != round:
 			round = p.Sample.Round
 			fmt.Fprintf(w, "measurement %d of %d\n", p.Done, p.Total)

@@ -54,7 +54,7 @@ did and it is no chance, 2 when the reports cannot be read or do not compare.`,
 				if err != nil {
 					return err
 				}
-				if err := r.Only(only); err != nil {
+				if err := r.Only(rowNames(only)); err != nil {
 					return fmt.Errorf("%s: %w", path, err)
 				}
 				reports[i] = r
