@@ -53,6 +53,12 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 
 func (w *world) stats() Stats { return w.m.List()[0].Stats }
 
+// counts waits for so many to be counted: a client hears of its end before.
+func (w *world) counts(t *testing.T, refused, flows uint64) {
+	t.Helper()
+	eventually(t, "it is counted", func() bool { s := w.stats(); return s.Refused == refused && s.Flows == flows })
+}
+
 // serve accepts on l until the test ends and gives each connection to f.
 func serve(t *testing.T, l *net.TCPListener, f func(*net.TCPConn)) {
 	t.Helper()
@@ -186,9 +192,7 @@ func TestKernelOtherFamily(t *testing.T) {
 		if got := readAll(t, w.host.dial(t, "[::1]:4007", "[::1]:8080")); got != "[fd00::2]:4007" {
 			t.Errorf("the container saw %s", got)
 		}
-		if s := w.stats(); s.Refused != 1 || s.Flows != 1 {
-			t.Errorf("stats: %+v", s)
-		}
+		w.counts(t, 1, 1)
 	})
 }
 
@@ -210,9 +214,7 @@ func TestKernelRefused(t *testing.T) {
 	wantReset(t, c, err)
 	c, err = w.host.tryDial("", "[::1]:8080")
 	wantReset(t, c, err)
-	if s := w.stats(); s.Refused != 2 || s.Flows != 0 {
-		t.Errorf("stats: %+v", s)
-	}
+	w.counts(t, 2, 0)
 	// It recovers by itself when the server starts.
 	serve(t, w.guest.listen(t, "10.0.2.100:80")[0], sayPeer)
 	if got := readAll(t, w.host.dial(t, "127.0.0.1:4000", "127.0.0.1:8080")); got != "10.0.2.2:4000" {
@@ -474,9 +476,7 @@ func TestKernelLimit(t *testing.T) {
 	}
 	c, err := w.host.tryDial("", "127.0.0.1:8080")
 	wantReset(t, c, err)
-	if s := w.stats(); s.Limited != 1 || s.Open != 2 {
-		t.Errorf("stats: %+v", s)
-	}
+	eventually(t, "it is counted", func() bool { s := w.stats(); return s.Limited == 1 && s.Open == 2 })
 	held[0].Close()
 	eventually(t, "room again", func() bool { return w.stats().Open == 1 })
 	if _, err := w.host.dial(t, "", "127.0.0.1:8080").Read(make([]byte, 1)); err != nil {

@@ -146,7 +146,7 @@ func TestBenchReport(t *testing.T) {
 		})
 	}
 	for _, format := range []string{"table", "md", "csv", "json", "html", "benchfmt", "openmetrics", "commands"} {
-		if out, status, err := benchOutput(t, "report", sampleReport, "-f", format); status != 0 || !strings.Contains(out, "slirp4netns") {
+		if out, status, err := benchOutput(t, "report", sampleReport, "-f", format); status != 0 || !strings.Contains(out, "slipway") {
 			t.Errorf("%s: status %d, %v, printed %.100q", format, status, err, out)
 		}
 	}
