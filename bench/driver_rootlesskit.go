@@ -28,19 +28,23 @@ func rootlessKitWith(ctx context.Context, b *bed, l *lane) error {
 	if err := p.await(ctx, p.output.seen); err != nil {
 		return err
 	}
-	// The shell that said so becomes sleep, in the same process.
-	found, err := tree(procfs, p.pid())
-	if err != nil {
-		return err
-	}
-	for _, s := range found {
-		text, err := os.ReadFile(filepath.Join(procfs, strconv.Itoa(s.id.pid), "cmdline"))
-		if err == nil && (strings.HasPrefix(string(text), "sh\x00-c\x00echo "+b.congestion) || strings.HasPrefix(string(text), "sleep\x00")) {
-			l.container = s.id.pid
+	// The shell that said so becomes sleep, in the same process, which meanwhile has no
+	// command line.
+	err := p.await(ctx, until(ctx, func() bool {
+		found, err := tree(procfs, p.pid())
+		if err != nil {
+			return false
 		}
-	}
-	if l.container == 0 {
-		return fmt.Errorf("find the container of rootlesskit: none of its %d processes is the command that it was given", len(found))
+		for _, s := range found {
+			text, err := os.ReadFile(filepath.Join(procfs, strconv.Itoa(s.id.pid), "cmdline"))
+			if err == nil && strings.HasPrefix(string(text), "sleep\x00") {
+				l.container = s.id.pid
+			}
+		}
+		return l.container != 0
+	}))
+	if err != nil {
+		return fmt.Errorf("find the container of rootlesskit, a process that sleeps: %w", err)
 	}
 	return nil
 }

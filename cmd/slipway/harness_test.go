@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +44,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv("SLIPWAY_BIN") == "" {
 		fmt.Fprintln(os.Stderr, "SLIPWAY_BIN is not set: run make test-e2e")
 		os.Exit(1)
+	}
+	// What nohup(1) or a shell's background job has us ignore, the programs under test, which
+	// heed that, shall not: what a process catches it does not hand on (execve(2)).
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 	os.Exit(m.Run())
 }
