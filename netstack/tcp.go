@@ -106,7 +106,7 @@ func newGuestTCP(s *Stack) *guestTCP {
 }
 
 // handle is gVisor's handler for segments that belong to no endpoint. It runs in
-// the receive loop.
+// the receive loop, and where a SYN that waited for its port is delivered late.
 func (t *guestTCP) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	if flags := header.TCP(pkt.TransportHeader().Slice()).Flags(); !flags.Contains(header.TCPFlagSyn) || flags.Contains(header.TCPFlagAck) {
 		return false // gVisor answers with RST

@@ -135,8 +135,9 @@ func (e *Endpoint) LinkAddress() tcpip.LinkAddress { return tcpip.LinkAddress(e.
 func (e *Endpoint) SetLinkAddress(tcpip.LinkAddress) {}
 
 // Capabilities implements stack.NetworkLinkEndpoint. Received checksums are
-// always settled before gVisor sees a frame: by the kernel or by the guard. And gVisor
-// need not ask where a neighbour is, AddHeader knows.
+// settled before gVisor sees a frame, by the kernel or by the guard; those of TCP in
+// fragments, which only a guest makes that wants to, are nobody's concern. And gVisor need
+// not ask where a neighbour is, AddHeader knows.
 func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
