@@ -130,6 +130,7 @@ func (p *pinger) receive(pool *sync.Pool, reply func(*buffer), failed func(*buff
 				failures++
 				continue
 			}
+			failures = 0
 			reply(b)
 		}
 		return false
