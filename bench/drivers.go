@@ -48,10 +48,11 @@ func drivers() []driver {
 		{name: DriverSlipwayTAP, publish: slipwayTAPPublish},
 		{name: DriverSlirp4netns, programs: []string{"slirp4netns"}, start: slirp4netnsStart, publish: slirp4netnsPublish, many: slirp4netnsMany},
 		// pasta keeps pipes for its splices ready, as large and as many as a user may have (fs.pipe-user-pages-soft in
-		// proc(5)): whoever splices beside it, another pasta too, is left with pipes of a page.
+		// proc(5)), and RootlessKit keeps those of 1 MiB that it has used: whoever splices beside them, another pasta
+		// too, is left with pipes of a page.
 		{name: DriverPasta, programs: []string{"pasta"}, start: pastaStart, publish: pastaPublish, many: pastaMany, alone: true},
 		{name: DriverGvisorTapVsock, programs: []string{"gvproxy", "gvforwarder"}, start: gvproxyStart, publish: gvproxyPublish},
-		{name: DriverRootlessKit, programs: []string{"rootlesskit", "slirp4netns"}, start: rootlessKitStart, publish: rootlessKitPublish},
+		{name: DriverRootlessKit, programs: []string{"rootlesskit", "slirp4netns"}, start: rootlessKitStart, publish: rootlessKitPublish, alone: true},
 		{name: DriverBypass4netns, programs: []string{"bypass4netns"}, reason: "it works under an OCI runtime only, and this run starts none"},
 	}
 }
