@@ -119,7 +119,7 @@ func Suites() []Suite {
 			},
 		},
 		{
-			Name: "targets", Text: "what the project's targets are about, and which of them are met; under 12 minutes",
+			Name: "targets", Text: "what the project's targets are about, and which of them are met; a quarter of an hour",
 			Duration: time.Second, Repetitions: 4, MTUs: []int{ordinaryMTU, maxMTU}, Streams: []int{1, 4, 16},
 			targets: true,
 			blocks:  targetBlocks,
