@@ -192,13 +192,13 @@ func (c *contract) start(ts *testscript.TestScript, _ bool, args []string) {
 	c.t.Cleanup(c.closePipes)
 	cmd := exec.Command(c.s4, args...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.ExtraFiles = make([]*os.File, 8)
-	cmd.ExtraFiles[4-3] = exitR
+	readyAt := 3
 	if i := slices.Index(args, "-r"); i >= 0 && args[i+1] == "10" {
-		cmd.ExtraFiles[10-3] = readyW
-	} else {
-		cmd.ExtraFiles[3-3] = readyW
+		readyAt = 10
 	}
+	const first = 3 // descriptor of ExtraFiles
+	cmd.ExtraFiles = make([]*os.File, 10-first+1)
+	cmd.ExtraFiles[4-first], cmd.ExtraFiles[readyAt-first] = exitR, readyW
 	c.p = start(c.t, cmd)
 	ts.Setenv("PID", strconv.Itoa(c.p.Process.Pid))
 	readyW.Close()
