@@ -50,16 +50,7 @@ func (r *Report) ratios(c Cell) (values []float64, divided bool) {
 		}
 		return values, false
 	}
-	loopback := map[int]float64{}
-	for _, s := range host.counted() {
-		loopback[s.Round] = s.Value
-	}
-	for _, s := range c.counted() {
-		if h := loopback[s.Round]; h > 0 {
-			values = append(values, s.Value/h)
-		}
-	}
-	return values, true
+	return r.quotients(c, *host), true
 }
 
 // headline are the sections whose rows have a gap, under the ordinary conditions, each

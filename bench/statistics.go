@@ -166,14 +166,23 @@ func (r *Report) summarize() {
 	}
 }
 
-// quotient of two rows, the median over the rounds in which both were measured; 0: there is
-// no such round.
-func (r *Report) quotient(c, by Cell) float64 {
+// quotients of two rows, of each round in which both were measured.
+func (r *Report) quotients(c, by Cell) []float64 {
 	rounds := paired(r.rounds(c, speed), r.rounds(by, speed), func(a, b float64) float64 { return a / b })
-	if len(rounds) == 0 {
+	values := make([]float64, 0, len(rounds))
+	for _, round := range slices.Sorted(maps.Keys(rounds)) {
+		values = append(values, rounds[round])
+	}
+	return values
+}
+
+// quotient of two rows, the median of quotients; 0: there are none.
+func (r *Report) quotient(c, by Cell) float64 {
+	values := r.quotients(c, by)
+	if len(values) == 0 {
 		return 0
 	}
-	return interval(slices.Collect(maps.Values(rounds))).Center
+	return interval(values).Center
 }
 
 // divisible says whether a row's median can stand in a ratio.

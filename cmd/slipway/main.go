@@ -92,7 +92,7 @@ func command() error {
 // heeded are those of some signals that the program was not told to ignore, by nohup(1) or
 // by a shell that starts it in the background; SIGTERM always is.
 func heeded(signals ...os.Signal) []os.Signal {
-	return slices.DeleteFunc(signals, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
+	return slices.DeleteFunc(slices.Clone(signals), func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
 }
 
 func exitStatus(err error) int {

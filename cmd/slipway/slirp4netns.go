@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -97,7 +96,7 @@ func network(opts slirp4netns.Options, serve func(context.Context, context.Cance
 	// Who reads what is said may go; the network stays.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, heeded(slices.Clone(deadly)...)...)
+	signal.Notify(signals, heeded(deadly...)...)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	go func() { cancel(&signalled{<-signals}) }()
 

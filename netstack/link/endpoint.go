@@ -332,7 +332,7 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 	// gVisor's IP layer holds a reference to the network header while it reads on, and
 	// what has two references is copied before the next look at it
 	// (buffer.Buffer.PullUp). So the headers lie apart from the data.
-	heads, fragment := headersLen(frame)
+	heads, segment, fragment := headers(frame)
 	if fragment {
 		e.stats.rxFragments.Add(1)
 	}
@@ -352,7 +352,7 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 		lent = true
 	}
 	if n <= turnBelow {
-		if ep := e.endpoint(frame, heads); ep != nil {
+		if ep := e.endpoint(frame, segment); ep != nil {
 			e.take(d, ep, payload)
 			return lent
 		}
@@ -361,13 +361,14 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 	return lent
 }
 
-// headersLen is the length in bytes of the Ethernet, IP and TCP headers of a frame
-// that the guard has passed, or of all of it where it is anything else than TCP in one
-// piece; and whether it is a fragment of an IP packet. In IPv6 the fragment header is the
-// first that the kernel sends (RFC 8200 section 4.1).
-func headersLen(frame []byte) (length int, fragment bool) {
+// headers of a frame that the guard has passed: their length in bytes, Ethernet, IP and
+// TCP, or of all of it where it is anything else than TCP in one piece; where the TCP
+// header begins, 0 where there is none of a whole packet; and whether the frame is a
+// fragment of an IP packet. In IPv6 the fragment header is the first that the kernel sends
+// (RFC 8200 section 4.1).
+func headers(frame []byte) (length, segment int, fragment bool) {
 	if len(frame) < header.EthernetMinimumSize+header.IPv4MinimumSize {
-		return len(frame), false
+		return len(frame), 0, false
 	}
 	l := header.EthernetMinimumSize
 	var proto tcpip.TransportProtocolNumber
@@ -375,25 +376,25 @@ func headersLen(frame []byte) (length int, fragment bool) {
 	case uint16(header.IPv4ProtocolNumber):
 		ip := header.IPv4(b)
 		if ip.More() || ip.FragmentOffset() != 0 {
-			return len(frame), true
+			return len(frame), 0, true
 		}
 		proto = ip.TransportProtocol()
 		l += int(ip.HeaderLength())
 	case uint16(header.IPv6ProtocolNumber):
 		if len(b) < header.IPv6MinimumSize {
-			return len(frame), false
+			return len(frame), 0, false
 		}
 		next := header.IPv6(b).NextHeader()
 		if next == uint8(header.IPv6FragmentExtHdrIdentifier) {
-			return len(frame), true
+			return len(frame), 0, true
 		}
 		proto = tcpip.TransportProtocolNumber(next)
 		l += header.IPv6MinimumSize
 	}
 	if proto != header.TCPProtocolNumber || len(frame) < l+header.TCPMinimumSize {
-		return len(frame), false
+		return len(frame), 0, false
 	}
-	return min(l+int(header.TCP(frame[l:]).DataOffset()), len(frame)), false
+	return min(l+int(header.TCP(frame[l:]).DataOffset()), len(frame)), l, false
 }
 
 // dispatch hands a whole Ethernet frame to gVisor.
@@ -456,17 +457,7 @@ func (e *Endpoint) writePacket(w *tap.Writer, pkt *stack.PacketBuffer) error {
 		b = b[skip:]
 		skip = 0
 		size += len(b)
-		if err := w.Append(b); err != nil {
-			// A host's small messages, many in one segment: each is a piece of its own.
-			whole := pkt.ToView()
-			defer whole.Release()
-			w.Reset(gsoHeader(pkt))
-			if err := w.Append(whole.AsSlice()); err != nil {
-				return err
-			}
-			size = whole.Size()
-			break
-		}
+		w.Append(b)
 	}
 	if err := w.WriteTo(e.dev); err != nil {
 		return err
@@ -510,10 +501,7 @@ func (e *Endpoint) WriteFrame(h tap.Header, pieces [][]byte) error {
 	size := 0
 	for _, b := range pieces {
 		size += len(b)
-		if err := w.Append(b); err != nil {
-			e.stats.txError(err)
-			return fmt.Errorf("write frame of %d pieces: %w", len(pieces), err)
-		}
+		w.Append(b)
 	}
 	if err := w.WriteTo(e.dev); err != nil {
 		e.stats.txError(err)

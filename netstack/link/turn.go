@@ -57,43 +57,26 @@ func connected(s tcp.EndpointState) bool {
 	return false
 }
 
-// endpoint is gVisor's of the connection that a frame belongs to; nil where there is none,
-// where the frame is anything else than a TCP segment in one piece, and where the segment
-// begins or resets a connection. Of a TCP segment the first heads bytes are the headers.
+// endpoint is gVisor's of the connection that a frame belongs to, whose TCP header begins
+// at segment (see headers); nil where there is none, and where the segment begins or resets
+// a connection.
 //
-// It must be nobody else's frame: of an ICMP error gVisor tells the endpoint that is meant,
-// and locks it for that, which the receive loop would have locked.
-func (e *Endpoint) endpoint(frame []byte, heads int) *tcp.Endpoint {
-	if e.cfg.Stack == nil || heads < header.EthernetMinimumSize+header.IPv4MinimumSize+header.TCPMinimumSize {
+// A frame without a segment is never a connection's: of an ICMP error gVisor tells the
+// endpoint that is meant, and locks it for that, which the receive loop would have locked.
+func (e *Endpoint) endpoint(frame []byte, segment int) *tcp.Endpoint {
+	if e.cfg.Stack == nil || segment == 0 {
+		return nil
+	}
+	seg := header.TCP(frame[segment:])
+	if seg.Flags()&(header.TCPFlagSyn|header.TCPFlagRst|header.TCPFlagAck) != header.TCPFlagAck {
 		return nil
 	}
 	var id stack.TransportEndpointID
 	proto := tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(frame[12:]))
-	b := frame[header.EthernetMinimumSize:heads]
-	switch proto {
-	case header.IPv4ProtocolNumber:
-		ip := header.IPv4(b)
-		if ip.TransportProtocol() != header.TCPProtocolNumber || ip.More() || ip.FragmentOffset() != 0 {
-			return nil
-		}
-		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
-		b = b[min(int(ip.HeaderLength()), len(b)):]
-	case header.IPv6ProtocolNumber:
-		ip := header.IPv6(b)
-		if len(b) < header.IPv6MinimumSize || ip.NextHeader() != uint8(header.TCPProtocolNumber) {
-			return nil
-		}
-		id.LocalAddress, id.RemoteAddress = ip.DestinationAddress(), ip.SourceAddress()
-		b = b[header.IPv6MinimumSize:]
-	default:
-		return nil
-	}
-	if len(b) < header.TCPMinimumSize {
-		return nil
-	}
-	seg := header.TCP(b)
-	if seg.Flags()&(header.TCPFlagSyn|header.TCPFlagRst|header.TCPFlagAck) != header.TCPFlagAck {
-		return nil
+	if b := frame[header.EthernetMinimumSize:]; proto == header.IPv4ProtocolNumber {
+		id.LocalAddress, id.RemoteAddress = header.IPv4(b).DestinationAddress(), header.IPv4(b).SourceAddress()
+	} else {
+		id.LocalAddress, id.RemoteAddress = header.IPv6(b).DestinationAddress(), header.IPv6(b).SourceAddress()
 	}
 	id.LocalPort, id.RemotePort = seg.DestinationPort(), seg.SourcePort()
 	ep, _ := e.cfg.Stack.FindTransportEndpoint(proto, header.TCPProtocolNumber, id, e.cfg.NIC).(*tcp.Endpoint)

@@ -22,13 +22,12 @@ const maxChunk = 65535 - header.TCPTotalHeaderMaximumSize - 1
 // asking for the length first takes four.
 const small = 4096
 
-// The endpoint's send buffer, in bytes of payload. gVisor keeps what was read at once as a
-// segment, and a segment of one byte takes a thousand. After many small ones the buffer is
-// that of smallBuffer: while a guest takes none of a host's small messages, they gather in
-// the host's socket, and come from there in one piece.
+// smallBuffer is the endpoint's send buffer after manySmalls small messages, in bytes of
+// payload. gVisor keeps what was read at once as a segment, and a segment of one byte takes
+// a thousand. While a guest takes none of a host's small messages, they gather in the
+// host's socket, and come from there in one piece.
 const (
 	smallBuffer = 16 << 10
-	largeBuffer = 4 << 20
 	manySmalls  = 64
 )
 
@@ -40,6 +39,7 @@ type inbound struct {
 	fd     int
 	large  bool         // as much as fills small came at a time
 	inARow int          // how often that was not so
+	full   int64        // the send buffer before it was made small
 	chunk  *[small]byte // nil while held is empty
 	held   []byte       // what was read into chunk and the endpoint has not taken yet
 	known  int          // bytes that lie in the receive queue, at the least
@@ -186,17 +186,17 @@ func (i *inbound) attempt(fd uintptr) bool {
 // expect notes what came, since more of it will.
 func (i *inbound) expect(large bool) {
 	i.large = large
-	switch {
-	case !large:
+	if !large {
 		if i.inARow++; i.inARow == manySmalls {
+			i.full = i.ep.SocketOptions().GetSendBufferSize()
 			i.ep.SocketOptions().SetSendBufferSize(smallBuffer, true)
 		}
-	case i.inARow >= manySmalls:
-		i.ep.SocketOptions().SetSendBufferSize(largeBuffer, true)
-		fallthrough
-	default:
-		i.inARow = 0
+		return
 	}
+	if i.inARow >= manySmalls {
+		i.ep.SocketOptions().SetSendBufferSize(i.full, true)
+	}
+	i.inARow = 0
 }
 
 // queued is how many bytes lie in the socket's receive queue, SIOCINQ in tcp(7).

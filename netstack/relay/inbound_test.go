@@ -10,6 +10,7 @@ import (
 func TestSmallMessagesWaitOutside(t *testing.T) {
 	f := newFlow(t.Context(), t)
 	ep := <-f.ep
+	full := ep.SocketOptions().GetSendBufferSize()
 	buffer := func(want int64, when string) {
 		t.Helper()
 		if got := ep.SocketOptions().GetSendBufferSize(); got != want {
@@ -31,5 +32,5 @@ func TestSmallMessagesWaitOutside(t *testing.T) {
 	if _, err := io.ReadFull(f.guest, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
-	buffer(largeBuffer, "after a large one")
+	buffer(full, "after a large one")
 }

@@ -42,7 +42,7 @@ func TestLinger(t *testing.T) {
 	const size = 3 << 20 // more than the guest's receive buffer
 	t.Run("taken", func(t *testing.T) {
 		f := newFlow(t.Context(), t)
-		(<-f.ep).SocketOptions().SetSendBufferSize(largeBuffer, true)
+		(<-f.ep).SocketOptions().SetSendBufferSize(size+1<<20, true)
 		closeUnread(t, f, size)
 		if n, err := io.Copy(io.Discard, f.guest); n != size || err != nil {
 			t.Errorf("the guest got %d bytes, %v; want %d", n, err, size)
@@ -54,7 +54,7 @@ func TestLinger(t *testing.T) {
 		lingerTime = 50 * time.Millisecond
 		defer func() { lingerTime = before }()
 		f := newFlow(t.Context(), t)
-		(<-f.ep).SocketOptions().SetSendBufferSize(largeBuffer, true)
+		(<-f.ep).SocketOptions().SetSendBufferSize(size+1<<20, true)
 		if _, err := f.host.Write(make([]byte, size)); err != nil {
 			t.Fatal(err)
 		}

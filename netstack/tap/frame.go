@@ -1,7 +1,6 @@
 package tap
 
 import (
-	"errors"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -9,20 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPieces bounds the pieces of one frame: a segment of large writes is headers and a
-// few views. What has more is better copied.
+// maxPieces bounds the pieces of one write: a segment of large writes is headers and a few
+// views. Those of a segment that was put together of many small ones are gathered.
 const maxPieces = 64
-
-// ErrTooManyPieces is returned for a frame of more pieces than a Writer takes.
-var ErrTooManyPieces = errors.New("frame of too many pieces")
 
 // Writer holds what one goroutine needs to write frames without allocating. The
 // zero value is ready for use; it must not be shared.
 type Writer struct {
-	iov   [1 + maxPieces]unix.Iovec
-	hdr   [HeaderLen]byte
-	n     int
-	plain []byte // a plain frame in one piece; grows to the largest seen
+	iov [1 + maxPieces]unix.Iovec
+	hdr [HeaderLen]byte
+	n   int
+	// flat is a frame, or its beginning, in one piece; it grows to the largest seen.
+	flat     []byte
+	gathered bool // flat is the first piece
 }
 
 // Reset begins a frame with header h, which a plain device leaves out.
@@ -30,21 +28,37 @@ func (w *Writer) Reset(h Header) {
 	h.Put(w.hdr[:])
 	w.iov[0].Base = &w.hdr[0]
 	w.iov[0].SetLen(HeaderLen)
-	w.n = 1
+	w.n, w.gathered = 1, false
 }
 
 // Append adds a piece to the frame. b must stay unchanged until WriteTo returns.
-func (w *Writer) Append(b []byte) error {
+func (w *Writer) Append(b []byte) {
 	if len(b) == 0 {
-		return nil
+		return
 	}
 	if w.n == len(w.iov) {
-		return ErrTooManyPieces
+		w.gather()
 	}
 	w.iov[w.n].Base = unsafe.SliceData(b)
 	w.iov[w.n].SetLen(len(b))
 	w.n++
-	return nil
+}
+
+// gather copies all pieces into one.
+func (w *Writer) gather() {
+	pieces := w.iov[1:w.n]
+	if w.gathered {
+		pieces = pieces[1:]
+	} else {
+		w.flat = w.flat[:0]
+	}
+	for _, v := range pieces {
+		w.flat = append(w.flat, unsafe.Slice(v.Base, v.Len)...)
+	}
+	clear(w.iov[1:w.n])
+	w.iov[1].Base = unsafe.SliceData(w.flat)
+	w.iov[1].SetLen(len(w.flat))
+	w.n, w.gathered = 2, true
 }
 
 // WriteTo hands the frame to the kernel with one write. It never blocks: a TAP
@@ -54,11 +68,8 @@ func (w *Writer) Append(b []byte) error {
 func (w *Writer) WriteTo(d *Device) error {
 	defer clear(w.iov[1:w.n]) // do not keep the pieces alive
 	if d.plain != nil {
-		w.plain = w.plain[:0]
-		for _, v := range w.iov[1:w.n] {
-			w.plain = append(w.plain, unsafe.Slice(v.Base, v.Len)...)
-		}
-		_, err := d.plain.Write(w.plain)
+		w.gather()
+		_, err := d.plain.Write(w.flat)
 		return err
 	}
 	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, d.fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(w.n))
