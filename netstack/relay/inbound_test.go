@@ -3,7 +3,29 @@ package relay
 import (
 	"io"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestUrgentByte: a host's urgent byte is one of the stream.
+func TestUrgentByte(t *testing.T) {
+	f := newFlow(t.Context(), t)
+	raw, err := f.host.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent error
+	if err := raw.Control(func(fd uintptr) { _, sent = unix.SendmsgN(int(fd), []byte("a"), nil, nil, unix.MSG_OOB) }); err != nil || sent != nil {
+		t.Fatal(err, sent)
+	}
+	if _, err := f.host.Write([]byte("b")); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(f.guest, got); err != nil || string(got) != "ab" {
+		t.Errorf("the guest got %q, %v", got, err)
+	}
+}
 
 // TestSmallMessagesWaitOutside: what gVisor keeps of a host's small messages is bounded by
 // what they cost, and not by what they carry.

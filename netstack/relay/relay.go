@@ -63,6 +63,8 @@ func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socke
 		return fmt.Errorf("relay: %w", err)
 	}
 	f.raw = raw
+	// An urgent byte is one of the stream, tcp(7). It fails on a closed socket only.
+	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
 	defer context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })()
 
 	o := newOutbound(f)
