@@ -173,7 +173,7 @@ func (i *inbound) attempt(fd uintptr) bool {
 		}
 		n = 1
 	}
-	i.expect(n >= small)
+	i.expect(n)
 	i.left = min(n, maxChunk)
 	_, i.werr = i.ep.Write(i, tcpip.WriteOptions{})
 	i.known = max(n-i.read, 0)
@@ -183,10 +183,10 @@ func (i *inbound) attempt(fd uintptr) bool {
 	return true
 }
 
-// expect notes what came, since more of it will.
-func (i *inbound) expect(large bool) {
-	i.large = large
-	if !large {
+// expect notes how many bytes came, since more of the kind will.
+func (i *inbound) expect(n int) {
+	i.large = n >= small
+	if !i.large {
 		if i.inARow++; i.inARow == manySmalls {
 			i.full = i.ep.SocketOptions().GetSendBufferSize()
 			i.ep.SocketOptions().SetSendBufferSize(smallBuffer, true)
@@ -227,7 +227,7 @@ func (i *inbound) attemptSmall() bool {
 			return true
 		}
 		i.held = i.chunk[:n]
-		if i.expect(n == small); i.large {
+		if i.expect(int(n)); i.large {
 			return i.attemptRest()
 		}
 	}
