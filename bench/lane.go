@@ -103,8 +103,17 @@ func (l *lane) alive() error {
 	return nil
 }
 
-// because prefers the end of the driver to what followed from it.
+// because prefers the end of the driver to what followed from it. The kernel closes the
+// sockets of a dying process before its parent hears of it, so that is waited for.
 func (l *lane) because(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), deathTimeout)
+	defer cancel()
+	for l.alive() == nil && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(deathTimeout / 100):
+		}
+	}
 	if dead := l.alive(); dead != nil {
 		return dead
 	}

@@ -18,6 +18,8 @@ const (
 	startTimeout = 15 * time.Second // for a program to say that it is ready
 	stopTimeout  = 3 * time.Second  // from SIGTERM to SIGKILL
 	sayTimeout   = 3 * time.Second  // for a program to say its version
+	deathTimeout = time.Second      // from a program's last deed to our knowing that it is dead
+	wordsTimeout = deathTimeout / 4 // for its last words, where a descendant keeps its output open
 	tailSize     = 4 << 10          // bytes of a program's output that are kept for its error
 )
 
@@ -42,8 +44,7 @@ func launch(args []string, attr *syscall.SysProcAttr, watch string, files ...*os
 	p.cmd.SysProcAttr = attr
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.ExtraFiles = files
-	// A descendant that keeps the output open must not keep us waiting for its end.
-	p.cmd.WaitDelay = stopTimeout
+	p.cmd.WaitDelay = wordsTimeout
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name(), err)
 	}
