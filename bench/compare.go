@@ -34,19 +34,24 @@ type Difference struct {
 	// else they are in the unit of the row.
 	Ratio    bool
 	Old, New float64
+	// Times is by what the old values have to be multiplied to become the new ones, the
+	// median of all quotients of one of each (Hodges and Lehmann 1963): that of which P
+	// tells whether it may be 1. It varies less from run to run than New/Old.
+	Times    float64
 	N1, N2   int
 	P        float64 // of the Mann-Whitney test
 	Adjusted float64 // by Holm, for all rows together
 }
 
 // alpha is the probability of being told of a difference, in any row, where there is none.
-const alpha = 0.05
+// One in twenty would be a false alarm each month of a project that compares every day.
+const alpha = 0.01
 
 // Significant says whether the difference is more than chance.
 func (d Difference) Significant() bool { return d.Adjusted < alpha }
 
-// Change is (new - old) / old.
-func (d Difference) Change() float64 { return d.New/d.Old - 1 }
+// Change is Times as a share of the old values, negative for less.
+func (d Difference) Change() float64 { return d.Times - 1 }
 
 // Worse says whether the row is worse by more than a share, and not by chance.
 func (d Difference) Worse(threshold float64) bool {
@@ -122,7 +127,7 @@ func Compare(old, new *Report, threshold float64) (*Comparison, error) {
 			c.Without = append(c.Without, n.ID()+" (not measured, or with a defect, in one of them)")
 			continue
 		}
-		d := Difference{Cell: n, Ratio: newRatio, Old: interval(before).Center, New: interval(after).Center}
+		d := Difference{Cell: n, Ratio: newRatio, Old: interval(before).Center, New: interval(after).Center, Times: shift(before, after)}
 		test := benchmath.AssumeNothing.Compare(
 			benchmath.NewSample(before, &benchmath.DefaultThresholds), benchmath.NewSample(after, &benchmath.DefaultThresholds))
 		d.P, d.N1, d.N2 = test.P, test.N1, test.N2
@@ -138,6 +143,22 @@ func Compare(old, new *Report, threshold float64) (*Comparison, error) {
 	}
 	c.holm()
 	return c, nil
+}
+
+// shift is Difference.Times.
+func shift(before, after []float64) float64 {
+	var quotients []float64
+	for _, a := range after {
+		for _, b := range before {
+			if b > 0 {
+				quotients = append(quotients, a/b)
+			}
+		}
+	}
+	if len(quotients) == 0 {
+		return 1 // nothing to compare with
+	}
+	return interval(quotients).Center
 }
 
 // holm adjusts the probabilities of all rows together, so that the chance of a false
@@ -193,7 +214,7 @@ func (c *Comparison) Write(w io.Writer) error {
 		change, verdict := "~", ""
 		if d.Significant() {
 			change = fmt.Sprintf("%+.1f %%", 100*d.Change())
-			better := d.Cell.Unit.LessIsBetter() == (d.New < d.Old)
+			better := d.Cell.Unit.LessIsBetter() == (d.Change() < 0)
 			switch {
 			case better:
 				verdict = "better"
@@ -223,15 +244,15 @@ func (c *Comparison) Write(w io.Writer) error {
 	}
 	geomean, n := 0.0, 0
 	for _, d := range c.Rows {
-		if d.Ratio && !d.Cell.Unit.LessIsBetter() && d.Old > 0 && d.New > 0 {
-			geomean += math.Log(d.New / d.Old)
+		if d.Ratio && !d.Cell.Unit.LessIsBetter() && d.Times > 0 {
+			geomean += math.Log(d.Times)
 			n++
 		}
 	}
 	if n > 0 {
 		fmt.Fprintf(&b, "geometric mean of the changes in speed: %+.1f %%\n", 100*(math.Exp(geomean/float64(n))-1))
 	}
-	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; ~ no difference at %g %%, by Mann-Whitney, corrected for %s by Holm; threshold %s\n",
+	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; the change is the median of all quotients of a new and an old one; ~ no difference at %g %%, by Mann-Whitney, corrected for %s by Holm; threshold %s\n",
 		100*alpha, count(len(c.Rows), "row"), percent(c.Threshold))
 	if few {
 		fmt.Fprintf(&b, "warning: too few measurements: with %s no difference, however large, is more than chance below %d repetitions of each (compare fewer with --only, or measure more often)\n",

@@ -98,7 +98,7 @@ func TestLeastP(t *testing.T) {
 	if got, want := leastP(6, 6), 2.0/924; math.Abs(got-want) > 1e-12 {
 		t.Errorf("6 and 6: %g, want %g", got, want)
 	}
-	for rows, want := range map[int]int{1: 4, 6: 5, 12: 6} {
+	for rows, want := range map[int]int{1: 5, 6: 7, 12: 7} {
 		if got := repetitions(rows); got != want {
 			t.Errorf("%d rows need %d repetitions, want %d", rows, got, want)
 		}
@@ -240,7 +240,7 @@ func TestWriteComparisonOfFew(t *testing.T) {
 	if err := c.Write(&b); err != nil {
 		t.Fatal(err)
 	}
-	if want := "with 4 rows no difference, however large, is more than chance below 5 repetitions"; !strings.Contains(b.String(), want) {
+	if want := "with 4 rows no difference, however large, is more than chance below 6 repetitions"; !strings.Contains(b.String(), want) {
 		t.Errorf("no %q in:\n%s", want, b.String())
 	}
 }
