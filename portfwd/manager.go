@@ -147,9 +147,9 @@ func (m *Manager) Take(family int) (fd int, ok bool) { return m.pools[family].ta
 
 func (m *Manager) refilled() { m.splicer.Refilled() }
 
-// start begins what the kernel path needs. m.mu is held.
+// start begins what the kernel path needs, where that is wanted. m.mu is held.
 func (m *Manager) start() (err error) {
-	if m.splicer != nil {
+	if m.splicer != nil || !m.cfg.Kernel || m.closed {
 		return nil
 	}
 	m.splicer, err = relay.NewSplicer(relay.SplicerConfig{
@@ -168,33 +168,80 @@ func (m *Manager) start() (err error) {
 // one for each of s.Addrs, or fewer where the host lacks a family. It takes the
 // sockets over, also when it fails. The id is for Remove.
 func (m *Manager) Add(s Spec, sockets []*os.File) (id int, err error) {
-	if len(sockets) == 0 {
-		return 0, fmt.Errorf("publish %v: no socket to serve it on", s)
+	ids, err := m.AddAll([]Spec{s}, [][]*os.File{sockets})
+	if err != nil {
+		return 0, err
 	}
+	return ids[0], nil
+}
+
+// AddAll is Add for many ports, sockets[i] being those of specs[i]: it begins to serve all
+// of them or none.
+func (m *Manager) AddAll(specs []Spec, sockets [][]*os.File) (ids []int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		closeAll(sockets)
-		return 0, fmt.Errorf("publish %v: %w", s, ErrClosed)
+	if slices.ContainsFunc(specs, func(s Spec) bool { return s.Proto == TCP }) {
+		if err := m.start(); err != nil {
+			for _, s := range sockets {
+				closeAll(s)
+			}
+			return nil, fmt.Errorf("publish: %w", err)
+		}
 	}
-	var p *port
-	switch s.Proto {
-	case TCP:
+	made := make([]*port, len(specs))
+	errs := make([]error, len(specs))
+	// Most of it is the kernel's part, in which each CPU can do some.
+	var workers sync.WaitGroup
+	for first := 0; first < len(specs); first += addPiece {
+		workers.Go(func() {
+			for i := first; i < min(first+addPiece, len(specs)); i++ {
+				made[i], errs[i] = m.add(specs[i], sockets[i])
+			}
+		})
+	}
+	workers.Wait()
+	if err := errors.Join(errs...); err != nil {
+		for _, p := range made {
+			if p != nil {
+				err = errors.Join(err, p.close())
+			}
+		}
+		return nil, err
+	}
+	for _, p := range made {
+		m.last++
+		p.id = m.last
+		ids = append(ids, p.id)
+		m.cfg.Log.Debug("published", "port", arrow(p.spec, p.bound), "path", p.path)
+	}
+	m.ports = append(m.ports, made...)
+	return ids, nil
+}
+
+// addPiece is how many ports are worth a goroutine of their own.
+const addPiece = 256
+
+// add makes a port that is not in the list yet. m.mu is held, and what the kernel path
+// needs has begun. Several goroutines may be in it.
+func (m *Manager) add(s Spec, sockets []*os.File) (p *port, err error) {
+	switch {
+	case len(sockets) == 0:
+		err = errors.New("no socket to serve it on")
+	case m.closed:
+		closeAll(sockets)
+		err = ErrClosed
+	case s.Proto == TCP:
 		p, err = m.addTCP(s, sockets)
-	case UDP:
+	case s.Proto == UDP:
 		p, err = m.addUDP(s, sockets)
 	default:
 		closeAll(sockets)
 		err = fmt.Errorf("%w: %s", ErrUnsupported, s.Proto)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("publish %v: %w", s, err)
+		return nil, fmt.Errorf("publish %v: %w", s, err)
 	}
-	m.last++
-	p.id = m.last
-	m.ports = append(m.ports, p)
-	m.cfg.Log.Debug("published", "port", arrow(s, p.bound), "path", p.path)
-	return p.id, nil
+	return p, nil
 }
 
 // ErrUnknown is what Remove returns for an id that Add has not given, or that was
@@ -220,9 +267,6 @@ func (m *Manager) addTCP(s Spec, sockets []*os.File) (*port, error) {
 	p := &port{m: m, spec: s, path: PathTAP, limit: int64(m.cfg.Limits.Connections)}
 	serve := p.serveTAP
 	if m.cfg.Kernel {
-		if err := m.start(); err != nil {
-			return nil, err
-		}
 		p.path, serve = PathKernel, p.serveKernel
 	}
 	for _, f := range sockets {

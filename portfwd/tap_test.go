@@ -297,6 +297,47 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
+// TestAddAll: of many ports, which several goroutines add, all are served in their order, or
+// none is.
+func TestAddAll(t *testing.T) {
+	const many = 2*addPiece + 1
+	ports := func(t *testing.T, bad int) (specs []Spec, sockets [][]*os.File) {
+		for i := range many {
+			l, err := listenTCP("127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			specs, sockets = append(specs, tcp("", uint16(i+1), 80)), append(sockets, files(t, l))
+		}
+		if bad >= 0 {
+			specs[bad].Proto = "sctp"
+		}
+		return specs, sockets
+	}
+	m := tapManager(t, &fakeStack{})
+	check := checkLeaks(t)
+	specs, sockets := ports(t, many-1)
+	if _, err := m.AddAll(specs, sockets); !errors.Is(err, ErrUnsupported) || len(m.List()) != 0 {
+		t.Errorf("AddAll with a bad last one: %v, and %d ports; want %v and none", err, len(m.List()), ErrUnsupported)
+	}
+	check()
+	specs, sockets = ports(t, -1)
+	ids, err := m.AddAll(specs, sockets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := m.List()
+	if len(ids) != many || len(list) != many {
+		t.Fatalf("%d ids and %d ports, want %d", len(ids), len(list), many)
+	}
+	for i, p := range list {
+		if p.Spec.HostPort != uint16(i+1) {
+			t.Fatalf("port %d of the list is %v", i, p)
+		}
+	}
+	echo(t, dialHere(t, list[many-1].Bound[0].String()), "the last one")
+}
+
 // TestAcceptWithoutDescriptors: at RLIMIT_NOFILE the listener waits, and serves
 // those in its backlog afterwards.
 func TestAcceptWithoutDescriptors(t *testing.T) {

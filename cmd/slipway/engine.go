@@ -93,10 +93,8 @@ func serve(cfg engineConfig, client *monitor.Client, start *monitor.StartMessage
 	if len(start.Listeners) != want {
 		return fmt.Errorf("got %d groups of listeners, want %d", len(start.Listeners), want)
 	}
-	for i, s := range cfg.Publish {
-		if _, err := ports.Add(s, start.Listeners[i]); err != nil {
-			return err
-		}
+	if _, err := ports.AddAll(cfg.Publish, start.Listeners[:len(cfg.Publish)]); err != nil {
+		return err
 	}
 	if !cfg.Metrics {
 		return nil

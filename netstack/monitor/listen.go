@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -83,16 +84,30 @@ type socketFile struct {
 	dir *os.File // its directory, where Path may not lead there any more; nil: it does
 }
 
+// listenPiece is how many groups are worth a goroutine of their own: a range of ports is
+// bound by all CPUs.
+const listenPiece = 256
+
 // listenAll binds every group, or none.
 func listenAll(want []Listen) (listeners, error) {
-	var ls listeners
-	for _, w := range want {
-		g, err := w.listen()
+	ls := make(listeners, len(want))
+	errs := make([]error, len(want))
+	var workers sync.WaitGroup
+	for first := 0; first < len(want); first += listenPiece {
+		workers.Go(func() {
+			for i := first; i < min(first+listenPiece, len(want)); i++ {
+				if ls[i], errs[i] = want[i].listen(); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+	for _, err := range errs {
 		if err != nil {
 			ls.close()
 			return nil, err
 		}
-		ls = append(ls, g)
 	}
 	return ls, nil
 }

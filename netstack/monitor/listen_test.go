@@ -21,6 +21,37 @@ func addrs(s ...string) []netip.AddrPort {
 	return out
 }
 
+// TestListenMany: where one of many groups, which several goroutines bind, is in use, the
+// error names it, and nothing stays bound.
+func TestListenMany(t *testing.T) {
+	const many = 2*listenPiece + 1
+	want := make([]Listen, many)
+	for i := range want {
+		want[i] = Listen{Network: "tcp", Addrs: addrs("127.0.0.1:0")}
+	}
+	ls, err := listenAll(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range ls {
+		want[i].Addrs = g.bound
+	}
+	taken := want[many-1].Addrs[0]
+	for _, g := range ls[:many-1] {
+		closeAll(g.fds)
+	}
+	defer ls[many-1:].close()
+	var failed *ListenError
+	if got, err := listenAll(want); !errors.As(err, &failed) || failed.Addr != taken.String() || got != nil {
+		t.Fatalf("listen where %v is taken: %v, want an error that names it", taken, err)
+	}
+	again, err := listenAll(want[:many-1])
+	if err != nil {
+		t.Fatalf("after a failure: %v", err)
+	}
+	again.close()
+}
+
 func TestListenOptions(t *testing.T) {
 	somaxconn, err := os.ReadFile("/proc/sys/net/core/somaxconn")
 	if err != nil {
