@@ -237,7 +237,11 @@ func (b *bed) open(ctx context.Context, l *lane, name string) ([]Program, error)
 	if err := start(ctx, b, l); err != nil {
 		return nil, l.because(err)
 	}
-	return b.identify(ctx, l)
+	found, err := b.identify(ctx, l)
+	if err != nil {
+		return nil, l.because(err)
+	}
+	return found, nil
 }
 
 // measureRow measures a row once, and gives it up after too many failures.

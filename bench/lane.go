@@ -156,7 +156,7 @@ func (l *lane) measure(ctx context.Context, b *bed, c Cell, t timing) (Sample, e
 		return s, l.because(err)
 	}
 	if findings != nil {
-		return s, findings
+		return s, l.because(findings)
 	}
 	for _, got := range []string{s.SenderCongestion, s.ReceiverCongestion} {
 		if got != "" && got != b.congestion {
