@@ -193,11 +193,7 @@ func (l *lane) checkLater(ctx context.Context, b *bed, e ends, w work, t timing)
 			return
 		case <-timer.C:
 		}
-		err := l.check(b, e, w)
-		if l.alive() != nil {
-			err = nil // what follows from that is no finding
-		}
-		result <- err
+		result <- l.check(b, e, w)
 	}()
 	return result
 }

@@ -34,23 +34,24 @@ type Difference struct {
 	// else they are in the unit of the row.
 	Ratio    bool
 	Old, New float64
-	// Times is by what the old values have to be multiplied to become the new ones, the
-	// median of all quotients of one of each (Hodges and Lehmann 1963): that of which P
-	// tells whether it may be 1. It varies less from run to run than New/Old.
+	// Times is the factor from old to new: the median of all quotients of a new and an old
+	// value (Hodges and Lehmann 1963), which belongs to the test that P is of, and varies
+	// less from run to run than New/Old.
 	Times    float64
 	N1, N2   int
 	P        float64 // of the Mann-Whitney test
 	Adjusted float64 // by Holm, for all rows together
 }
 
-// alpha is the probability of being told of a difference, in any row, where there is none.
-// One in twenty would be a false alarm each month of a project that compares every day.
+// alpha is the probability of being told of a difference, in any row, where there is none,
+// as far as two runs differ by no more than the rounds of one do. What varies from run to
+// run comes on top of that, and is what the threshold is for.
 const alpha = 0.01
 
 // Significant says whether the difference is more than chance.
 func (d Difference) Significant() bool { return d.Adjusted < alpha }
 
-// Change is Times as a share of the old values, negative for less.
+// Change is Times - 1: -0.1 is a tenth less.
 func (d Difference) Change() float64 { return d.Times - 1 }
 
 // Worse says whether the row is worse by more than a share, and not by chance.
@@ -147,18 +148,22 @@ func Compare(old, new *Report, threshold float64) (*Comparison, error) {
 
 // shift is Difference.Times.
 func shift(before, after []float64) float64 {
-	var quotients []float64
+	quotients := make([]float64, 0, len(before)*len(after))
 	for _, a := range after {
 		for _, b := range before {
-			if b > 0 {
-				quotients = append(quotients, a/b)
+			q := 1.0 // also of zeros
+			if a != b {
+				q = a / b
 			}
+			quotients = append(quotients, q)
 		}
 	}
-	if len(quotients) == 0 {
-		return 1 // nothing to compare with
+	slices.Sort(quotients)
+	low, high := quotients[(len(quotients)-1)/2], quotients[len(quotients)/2]
+	if math.IsInf(high, 0) {
+		return high
 	}
-	return interval(quotients).Center
+	return (low + high) / 2
 }
 
 // holm adjusts the probabilities of all rows together, so that the chance of a false
@@ -196,6 +201,16 @@ func repetitions(rows int) int {
 	}
 }
 
+// hidden says whether no difference in a row, however large, could be more than chance.
+func (c *Comparison) hidden(d Difference) bool {
+	return leastP(d.N1, d.N2)*float64(len(c.Rows)) >= alpha
+}
+
+// Blind says whether that is so in every row: then it says nothing that none is worse.
+func (c *Comparison) Blind() bool {
+	return !slices.ContainsFunc(c.Rows, func(d Difference) bool { return !c.hidden(d) })
+}
+
 // Write renders the comparison, "~" where there is no difference to speak of.
 func (c *Comparison) Write(w io.Writer) error {
 	var b strings.Builder
@@ -224,9 +239,9 @@ func (c *Comparison) Write(w io.Writer) error {
 				verdict = "worse, within the threshold"
 			}
 		}
-		few = few || leastP(d.N1, d.N2)*float64(len(c.Rows)) >= alpha
+		few = few || c.hidden(d)
 		lines = append(lines, []string{
-			d.Cell.ID(), value(d.Old), value(d.New), change, fmt.Sprintf("%.3f n=%d+%d", d.Adjusted, d.N1, d.N2), verdict,
+			d.Cell.ID(), value(d.Old), value(d.New), change, fmt.Sprintf("%.4f n=%d+%d", d.Adjusted, d.N1, d.N2), verdict,
 		})
 	}
 	widths := make([]int, len(lines[0]))
@@ -244,7 +259,7 @@ func (c *Comparison) Write(w io.Writer) error {
 	}
 	geomean, n := 0.0, 0
 	for _, d := range c.Rows {
-		if d.Ratio && !d.Cell.Unit.LessIsBetter() && d.Times > 0 {
+		if d.Ratio && !d.Cell.Unit.LessIsBetter() && d.Times > 0 && !math.IsInf(d.Times, 0) {
 			geomean += math.Log(d.Times)
 			n++
 		}
@@ -252,7 +267,7 @@ func (c *Comparison) Write(w io.Writer) error {
 	if n > 0 {
 		fmt.Fprintf(&b, "geometric mean of the changes in speed: %+.1f %%\n", 100*(math.Exp(geomean/float64(n))-1))
 	}
-	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; the change is the median of all quotients of a new and an old one; ~ no difference at %g %%, by Mann-Whitney, corrected for %s by Holm; threshold %s\n",
+	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; the change is by what the median of all quotients of a new and an old one differs from 1; ~ no difference at %g %%, by Mann-Whitney, corrected for %s by Holm; threshold %s\n",
 		100*alpha, count(len(c.Rows), "row"), percent(c.Threshold))
 	if few {
 		fmt.Fprintf(&b, "warning: too few measurements: with %s no difference, however large, is more than chance below %d repetitions of each (compare fewer with --only, or measure more often)\n",

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -106,18 +107,17 @@ func (l *lane) alive() error {
 // because prefers the end of the driver to what followed from it. The kernel closes the
 // sockets of a dying process before its parent hears of it, so that is waited for.
 func (l *lane) because(err error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), deathTimeout)
-	defer cancel()
-	for l.alive() == nil && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(deathTimeout / 100):
+	if len(l.drivers) == 0 && l.holder == nil {
+		return err
+	}
+	for deadline := time.Now().Add(deathTimeout); ; time.Sleep(deathTimeout / 100) {
+		if dead := l.alive(); dead != nil {
+			return dead
+		}
+		if errors.Is(err, context.Canceled) || time.Now().After(deadline) {
+			return err
 		}
 	}
-	if dead := l.alive(); dead != nil {
-		return dead
-	}
-	return err
 }
 
 // measure a row once.

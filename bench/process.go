@@ -16,10 +16,10 @@ import (
 
 const (
 	startTimeout = 15 * time.Second // for a program to say that it is ready
-	stopTimeout  = 3 * time.Second  // from SIGTERM to SIGKILL
+	stopTimeout  = 3 * time.Second  // from SIGTERM to SIGKILL, where the program itself does not end
 	sayTimeout   = 3 * time.Second  // for a program to say its version
-	deathTimeout = time.Second      // from a program's last deed to our knowing that it is dead
-	wordsTimeout = deathTimeout / 4 // for its last words, where a descendant keeps its output open
+	deathTimeout = time.Second      // from the close of a dying process's sockets to our hearing of its end
+	outputDelay  = deathTimeout / 4 // for which its output is read after its end, where a descendant keeps that open
 	tailSize     = 4 << 10          // bytes of a program's output that are kept for its error
 )
 
@@ -44,7 +44,8 @@ func launch(args []string, attr *syscall.SysProcAttr, watch string, files ...*os
 	p.cmd.SysProcAttr = attr
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.ExtraFiles = files
-	p.cmd.WaitDelay = wordsTimeout
+	// A descendant that keeps the output open must not keep us from hearing of the end.
+	p.cmd.WaitDelay = outputDelay
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.name(), err)
 	}

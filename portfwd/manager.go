@@ -149,7 +149,7 @@ func (m *Manager) refilled() { m.splicer.Refilled() }
 
 // start begins what the kernel path needs, where that is wanted. m.mu is held.
 func (m *Manager) start() (err error) {
-	if m.splicer != nil || !m.cfg.Kernel || m.closed {
+	if m.splicer != nil || !m.cfg.Kernel {
 		return nil
 	}
 	m.splicer, err = relay.NewSplicer(relay.SplicerConfig{
@@ -175,16 +175,27 @@ func (m *Manager) Add(s Spec, sockets []*os.File) (id int, err error) {
 	return ids[0], nil
 }
 
-// AddAll is Add for many ports, sockets[i] being those of specs[i]: it begins to serve all
-// of them or none.
+// AddAll is Add for many ports, sockets[i] being those of specs[i]. Where one cannot be
+// served, none stays.
 func (m *Manager) AddAll(specs []Spec, sockets [][]*os.File) (ids []int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	closeSockets := func() {
+		for _, s := range sockets {
+			closeAll(s)
+		}
+	}
+	switch {
+	case len(specs) != len(sockets):
+		closeSockets()
+		return nil, fmt.Errorf("publish: %d ports with the sockets of %d", len(specs), len(sockets))
+	case m.closed:
+		closeSockets()
+		return nil, fmt.Errorf("publish: %w", ErrClosed)
+	}
 	if slices.ContainsFunc(specs, func(s Spec) bool { return s.Proto == TCP }) {
 		if err := m.start(); err != nil {
-			for _, s := range sockets {
-				closeAll(s)
-			}
+			closeSockets()
 			return nil, fmt.Errorf("publish: %w", err)
 		}
 	}
@@ -200,13 +211,13 @@ func (m *Manager) AddAll(specs []Spec, sockets [][]*os.File) (ids []int, err err
 		})
 	}
 	workers.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
 		for _, p := range made {
 			if p != nil {
-				err = errors.Join(err, p.close())
+				_ = p.close() // what was wrong in the first place says more
 			}
 		}
-		return nil, err
+		return nil, errs[i] // one of many that have the same cause
 	}
 	for _, p := range made {
 		m.last++
@@ -227,9 +238,6 @@ func (m *Manager) add(s Spec, sockets []*os.File) (p *port, err error) {
 	switch {
 	case len(sockets) == 0:
 		err = errors.New("no socket to serve it on")
-	case m.closed:
-		closeAll(sockets)
-		err = ErrClosed
 	case s.Proto == TCP:
 		p, err = m.addTCP(s, sockets)
 	case s.Proto == UDP:

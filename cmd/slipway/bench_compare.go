@@ -42,7 +42,8 @@ func newBenchCompareCmd() *cobra.Command {
 		Short: "Say whether a run is worse than another; exit 1 when it is",
 		Long: `Compare two reports of one machine, row by row, as ratios to host loopback of the same
 round. Exit status: 0 when nothing got worse by more than the threshold, 1 when a row
-did and it is no chance, 2 when the reports cannot be read or do not compare.`,
+did and it is no chance, 2 when the reports cannot be read, do not compare, or have too
+few measurements to find any difference.`,
 		Example: `  slipway bench --json old.json --repetitions 10 --only slipway
   slipway bench --json new.json --repetitions 10 --only slipway
   slipway bench compare old.json new.json --threshold 5%`,
@@ -68,6 +69,9 @@ did and it is no chance, 2 when the reports cannot be read or do not compare.`,
 			}
 			if err := c.Write(cmd.OutOrStdout()); err != nil {
 				return err
+			}
+			if c.Blind() {
+				return fmt.Errorf("%w: too few measurements to find any difference", bench.ErrDifferent)
 			}
 			if len(c.Worse()) > 0 {
 				return exitError(1)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -88,7 +89,8 @@ type socketFile struct {
 // bound by all CPUs.
 const listenPiece = 256
 
-// listenAll binds every group, or none.
+// listenAll binds every group, or none. Those whose port the kernel chooses come last, so
+// that it does not choose the port of another.
 func listenAll(want []Listen) (listeners, error) {
 	ls := make(listeners, len(want))
 	errs := make([]error, len(want))
@@ -96,6 +98,9 @@ func listenAll(want []Listen) (listeners, error) {
 	for first := 0; first < len(want); first += listenPiece {
 		workers.Go(func() {
 			for i := first; i < min(first+listenPiece, len(want)); i++ {
+				if want[i].chosen() {
+					continue
+				}
 				if ls[i], errs[i] = want[i].listen(); errs[i] != nil {
 					return
 				}
@@ -103,6 +108,13 @@ func listenAll(want []Listen) (listeners, error) {
 		})
 	}
 	workers.Wait()
+	if !slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+		for i, w := range want {
+			if w.chosen() {
+				ls[i], errs[i] = w.listen()
+			}
+		}
+	}
 	for _, err := range errs {
 		if err != nil {
 			ls.close()
@@ -147,6 +159,9 @@ func (ls listeners) flat() (fds, sizes []int) {
 	return fds, sizes
 }
 
+// chosen says whether the kernel chooses the port.
+func (l Listen) chosen() bool { return len(l.Addrs) > 0 && l.Addrs[0].Port() == 0 }
+
 func (l Listen) listen() (group, error) {
 	switch l.Network {
 	case "unix":
@@ -157,7 +172,7 @@ func (l Listen) listen() (group, error) {
 	}
 	for attempt := 1; ; attempt++ {
 		g, err := listenGroup(l.Network, l.Addrs)
-		again := len(l.Addrs) > 1 && l.Addrs[0].Port() == 0 && errors.Is(err, unix.EADDRINUSE)
+		again := l.chosen() && errors.Is(err, unix.EADDRINUSE)
 		if err == nil || !again || attempt == portAttempts {
 			return g, err
 		}
