@@ -139,6 +139,7 @@ func New(cfg Config) (*Stack, error) {
 		s.own = append(s.own, cfg.Network.Router6())
 	}
 	s.policy.Network = cfg.Network
+	s.turn.Rush = make(chan struct{}, 1)
 	s.stats.dialTime = histogram.New(shortestDial, longestDial)
 	s.stats.flowTime = histogram.New(shortestFlow, longestFlow)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -329,6 +330,12 @@ func (s *Stack) begin() bool {
 }
 
 func (s *Stack) end() { s.wg.Done() }
+
+// Requests is how many small requests of the guest went to the host, of TCP.
+func (s *Stack) Requests() uint64 { return s.turn.Requests.Load() }
+
+// Rush gets a value now and then while there are Requests.
+func (s *Stack) Rush() <-chan struct{} { return s.turn.Rush }
 
 // Close ends every flow with a reset, then the interface and the device.
 func (s *Stack) Close() error {

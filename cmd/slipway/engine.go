@@ -58,6 +58,7 @@ func engine() error {
 		return fmt.Errorf("engine: %w", err)
 	}
 	defer stack.Close()
+	go shareCPUs(stack, client.Done())
 	ports := portfwd.New(portfwd.Config{
 		Stack: stack, Namespace: client, Kernel: start.Kernel,
 		Guest4: cfg.Network.Guest4(), Guest6: cfg.Network.Guest6(),

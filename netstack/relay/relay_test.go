@@ -314,6 +314,9 @@ func TestTurn(t *testing.T) {
 			t.Fatalf("read %q, %v", b[:n], err)
 		}
 	}
+	if n := f.turn.Requests.Load(); n < 100 {
+		t.Errorf("%d requests were counted, want 100 at least", n)
+	}
 	if now := runtime.NumGoroutine(); now > before {
 		t.Errorf("%d goroutines, %d before", now, before)
 	}

@@ -2,15 +2,24 @@ package relay
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
+
+// rushOf requests are worth a look at how fast they come.
+const rushOf = 256
 
 // Turn is that of the goroutine that hands gVisor the guest's segments: what one of them
 // brings, the same goroutine writes to the host when gVisor is done with it. Otherwise a
 // small request would wait until the flow's own goroutine has woken, which takes as long
 // as the request itself. The zero value is ready for use.
 type Turn struct {
+	// Requests is how many turns had something to write.
+	Requests atomic.Uint64
+	// Rush gets a value for every rushOf of them, unless one lies there; nil: nobody listens.
+	Rush chan struct{}
+
 	mu   sync.Mutex     // guards the following fields
 	ep   tcpip.Endpoint // whose turn it is
 	flow *outbound      // of ep, once it was notified
@@ -29,8 +38,15 @@ func (t *Turn) End() {
 	o := t.flow
 	t.ep, t.flow = nil, nil
 	t.mu.Unlock()
-	if o != nil {
-		o.pump()
+	if o == nil {
+		return
+	}
+	o.pump()
+	if t.Requests.Add(1)%rushOf == 0 {
+		select {
+		case t.Rush <- struct{}{}:
+		default:
+		}
 	}
 }
 
