@@ -107,16 +107,16 @@ func (l *lane) alive() error {
 // because prefers the end of the driver to what followed from it. The kernel closes the
 // sockets of a dying process before its parent hears of it, so that is waited for.
 func (l *lane) because(err error) error {
-	if len(l.drivers) == 0 && l.holder == nil {
+	if len(l.drivers) == 0 && l.holder == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
-	for deadline := time.Now().Add(deathTimeout); ; time.Sleep(deathTimeout / 100) {
-		if dead := l.alive(); dead != nil {
-			return dead
-		}
-		if errors.Is(err, context.Canceled) || time.Now().After(deadline) {
-			return err
-		}
+	ctx, cancel := context.WithTimeout(context.Background(), deathTimeout)
+	defer cancel()
+	select {
+	case <-until(ctx, func() bool { return l.alive() != nil }):
+		return l.alive()
+	case <-ctx.Done():
+		return err
 	}
 }
 

@@ -1,6 +1,7 @@
 package portfwd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -211,13 +212,13 @@ func (m *Manager) AddAll(specs []Spec, sockets [][]*os.File) (ids []int, err err
 		})
 	}
 	workers.Wait()
-	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+	if err := cmp.Or(errs...); err != nil { // the first of many that have the same cause
 		for _, p := range made {
 			if p != nil {
 				_ = p.close() // what was wrong in the first place says more
 			}
 		}
-		return nil, errs[i] // one of many that have the same cause
+		return nil, err
 	}
 	for _, p := range made {
 		m.last++

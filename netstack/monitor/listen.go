@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -8,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -108,18 +108,16 @@ func listenAll(want []Listen) (listeners, error) {
 		})
 	}
 	workers.Wait()
-	if !slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+	if cmp.Or(errs...) == nil {
 		for i, w := range want {
 			if w.chosen() {
 				ls[i], errs[i] = w.listen()
 			}
 		}
 	}
-	for _, err := range errs {
-		if err != nil {
-			ls.close()
-			return nil, err
-		}
+	if err := cmp.Or(errs...); err != nil { // the first
+		ls.close()
+		return nil, err
 	}
 	return ls, nil
 }
