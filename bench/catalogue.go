@@ -12,6 +12,7 @@ const (
 	DriverVeth           = "veth"          // a pair of kernel devices, no user-mode network
 	DriverSlipwayPlain   = "slipway-plain" // a TAP device without offloads
 	DriverSlipwayTAP     = "slipway-tap"   // published ports over the TAP device, as for UDP
+	DriverSlipwayOld     = "slipway-old"   // another build, for [CompareBuilds]
 	DriverGvisorTapVsock = "gvisor-tap-vsock"
 	DriverRootlessKit    = "rootlesskit" // its network driver slirp4netns and its builtin port driver
 	DriverBypass4netns   = "bypass4netns"
@@ -243,7 +244,8 @@ func unitOf(w Workload) Unit {
 }
 
 // catalogue lists every row of the configuration's suite, in the order of measuring and
-// printing. Two rows of the host that are the same are one.
+// printing. Two rows of the host that are the same are one. Another build of Slipway, where
+// there is one, does all that Slipway does, right after it.
 func catalogue(c Config) []Cell {
 	suite, err := LookSuite(c.Suite)
 	if err != nil || len(c.MTUs) == 0 || len(c.Streams) == 0 {
@@ -253,8 +255,13 @@ func catalogue(c Config) []Cell {
 	seen := map[string]bool{}
 	for _, k := range suite.blocks(c) {
 		for _, cell := range k.cells() {
-			if !seen[cell.ID()] {
-				seen[cell.ID()] = true
+			if seen[cell.ID()] {
+				continue
+			}
+			seen[cell.ID()] = true
+			cells = append(cells, cell)
+			if cell.Driver == DriverSlipway && c.Peers[DriverSlipwayOld] != "" {
+				cell.Driver = DriverSlipwayOld
 				cells = append(cells, cell)
 			}
 		}

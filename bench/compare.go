@@ -16,9 +16,11 @@ import (
 // ErrDifferent is wrapped when two reports cannot be compared.
 var ErrDifferent = errors.New("the reports do not compare")
 
-// Comparison of two reports, row by row.
+// Comparison of two reports, or of two builds in one report, row by row.
 type Comparison struct {
 	Rows []Difference
+	// Builds says that it is one of two builds in one report.
+	Builds bool
 	// Threshold is the share by which a row may get worse.
 	Threshold float64
 	// Without names rows that only one of the reports has.
@@ -27,19 +29,19 @@ type Comparison struct {
 	Different []string
 }
 
-// Difference of a row between two reports.
+// Difference of a row between two reports or builds.
 type Difference struct {
-	Cell Cell // of the new report
+	Cell Cell // of the new one
 	// Ratio says that Old and New are medians of ratios to loopback of the same round;
 	// else they are in the unit of the row.
 	Ratio    bool
 	Old, New float64
 	// Times is the factor from old to new: the median of all quotients of a new and an old
-	// value (Hodges and Lehmann 1963), which belongs to the test that P is of, and varies
-	// less from run to run than New/Old.
+	// value (Hodges and Lehmann 1963), of two builds the center of those of each round. It
+	// belongs to the test that P is of, and varies less from run to run than New/Old.
 	Times    float64
 	N1, N2   int
-	P        float64 // of the Mann-Whitney test
+	P        float64 // of the Mann-Whitney test, of two builds of Wilcoxon's signed ranks
 	Adjusted float64 // by Holm, for all rows together
 }
 
@@ -182,9 +184,12 @@ func (c *Comparison) holm() {
 }
 
 // leastP is the least probability that the test can give for samples of two sizes: the
-// two most extreme of all ways to mix them.
-func leastP(n1, n2 int) float64 {
+// two most extreme of all ways to mix them, or of all ways to give each round a winner.
+func (c *Comparison) leastP(n1, n2 int) float64 {
 	ways := 1.0
+	if c.Builds {
+		return min(1, math.Exp2(float64(1-n1)))
+	}
 	for i := range n2 {
 		ways *= float64(n1+i+1) / float64(i+1)
 	}
@@ -192,10 +197,10 @@ func leastP(n1, n2 int) float64 {
 }
 
 // repetitions are how many measurements of each row are needed for any difference in one
-// of rows to be more than chance.
-func repetitions(rows int) int {
+// of them to be more than chance.
+func (c *Comparison) repetitions() int {
 	for n := 1; ; n++ {
-		if leastP(n, n)*float64(rows) < alpha {
+		if c.leastP(n, n)*float64(len(c.Rows)) < alpha {
 			return n
 		}
 	}
@@ -203,7 +208,7 @@ func repetitions(rows int) int {
 
 // hidden says whether no difference in a row, however large, could be more than chance.
 func (c *Comparison) hidden(d Difference) bool {
-	return leastP(d.N1, d.N2)*float64(len(c.Rows)) >= alpha
+	return c.leastP(d.N1, d.N2)*float64(len(c.Rows)) >= alpha
 }
 
 // Blind says whether that is so in every row: then it says nothing that none is worse.
@@ -240,8 +245,12 @@ func (c *Comparison) Write(w io.Writer) error {
 			}
 		}
 		few = few || c.hidden(d)
+		n := fmt.Sprintf("n=%d+%d", d.N1, d.N2)
+		if c.Builds {
+			n = fmt.Sprintf("n=%d", d.N1)
+		}
 		lines = append(lines, []string{
-			d.Cell.ID(), value(d.Old), value(d.New), change, fmt.Sprintf("%.4f n=%d+%d", d.Adjusted, d.N1, d.N2), verdict,
+			d.Cell.ID(), value(d.Old), value(d.New), change, fmt.Sprintf("%.4f %s", d.Adjusted, n), verdict,
 		})
 	}
 	widths := make([]int, len(lines[0]))
@@ -267,11 +276,15 @@ func (c *Comparison) Write(w io.Writer) error {
 	if n > 0 {
 		fmt.Fprintf(&b, "geometric mean of the changes in speed: %+.1f %%\n", 100*(math.Exp(geomean/float64(n))-1))
 	}
-	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; the change is by what the median of all quotients of a new and an old one differs from 1; ~ no difference at %g %%, by Mann-Whitney, corrected for %s by Holm; threshold %s\n",
-		100*alpha, count(len(c.Rows), "row"), percent(c.Threshold))
+	change, test := "the median of all quotients of a new and an old one", "Mann-Whitney"
+	if c.Builds {
+		change, test = "the center of the quotients of new and old in each round", "Wilcoxon's signed ranks"
+	}
+	fmt.Fprintf(&b, "\nmedians of the ratio to host loopback of the same round (x), or of the values where there is none; the change is by what %s differs from 1; ~ no difference at %g %%, by %s, corrected for %s by Holm; threshold %s\n",
+		change, 100*alpha, test, count(len(c.Rows), "row"), percent(c.Threshold))
 	if few {
 		fmt.Fprintf(&b, "warning: too few measurements: with %s no difference, however large, is more than chance below %d repetitions of each (compare fewer with --only, or measure more often)\n",
-			count(len(c.Rows), "row"), repetitions(len(c.Rows)))
+			count(len(c.Rows), "row"), c.repetitions())
 	}
 	for _, row := range c.Without {
 		fmt.Fprintf(&b, "not compared: %s\n", row)

@@ -91,16 +91,28 @@ func TestHolm(t *testing.T) {
 }
 
 func TestLeastP(t *testing.T) {
-	// Two of the 252 ways to choose 5 of 10, of the 924 to choose 6 of 12.
-	if got, want := leastP(5, 5), 2.0/252; math.Abs(got-want) > 1e-12 {
-		t.Errorf("5 and 5: %g, want %g", got, want)
+	runs, builds := &Comparison{}, &Comparison{Builds: true}
+	for _, tt := range []struct {
+		c    *Comparison
+		n    int
+		want float64
+	}{
+		{runs, 5, 2.0 / 252}, // of the ways to choose 5 of 10
+		{runs, 6, 2.0 / 924}, // 6 of 12
+		{builds, 1, 1},
+		{builds, 8, 2.0 / 256}, // of the ways to toss 8 coins
+	} {
+		if got := tt.c.leastP(tt.n, tt.n); math.Abs(got-tt.want) > 1e-12 {
+			t.Errorf("%d, builds %v: %g, want %g", tt.n, tt.c.Builds, got, tt.want)
+		}
 	}
-	if got, want := leastP(6, 6), 2.0/924; math.Abs(got-want) > 1e-12 {
-		t.Errorf("6 and 6: %g, want %g", got, want)
-	}
-	for rows, want := range map[int]int{1: 5, 6: 7, 12: 7} {
-		if got := repetitions(rows); got != want {
-			t.Errorf("%d rows need %d repetitions, want %d", rows, got, want)
+	for _, tt := range []struct {
+		c          *Comparison
+		rows, want int
+	}{{runs, 1, 5}, {runs, 6, 7}, {runs, 12, 7}, {builds, 1, 8}, {builds, 12, 12}} {
+		tt.c.Rows = make([]Difference, tt.rows)
+		if got := tt.c.repetitions(); got != tt.want {
+			t.Errorf("%d rows, builds %v: %d repetitions, want %d", tt.rows, tt.c.Builds, got, tt.want)
 		}
 	}
 }

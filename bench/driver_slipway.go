@@ -20,7 +20,7 @@ func slipwayAttach(ctx context.Context, b *bed, l *lane, options ...string) erro
 	l.toHost(enter, gateway)
 	l.tap = true
 	return b.ready(ctx, l, append([]string{
-		b.cfg.Slipway, "attach", "--pid", strconv.Itoa(pid), "--host-access", "loopback",
+		l.program, "attach", "--pid", strconv.Itoa(pid), "--host-access", "loopback",
 		"--mtu", strconv.Itoa(l.mtu), "--ready-fd", "3",
 	}, options...))
 }
@@ -47,7 +47,7 @@ func slipwayRun(ctx context.Context, b *bed, l *lane, options ...string) error {
 	refused := b.nextPort() // nobody listens behind it
 	l.toContainer(nil)
 	l.serving = true
-	args := []string{b.cfg.Slipway, "run", "--rm", "--mtu", strconv.Itoa(l.mtu)}
+	args := []string{l.program, "run", "--rm", "--mtu", strconv.Itoa(l.mtu)}
 	for _, p := range append(l.ports, port{refused, refused}) {
 		args = append(args, "-p", fmt.Sprintf("%s:%d:%d", loopback, p.host, p.guest))
 	}

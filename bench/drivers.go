@@ -44,6 +44,7 @@ func drivers() []driver {
 		{name: DriverHost, start: hostStart},
 		{name: DriverVeth, start: vethStart},
 		{name: DriverSlipway, start: slipwayStart, publish: slipwayPublish, many: slipwayMany, wide: slipwayWide},
+		{name: DriverSlipwayOld, programs: []string{DriverSlipwayOld}, start: slipwayStart, publish: slipwayPublish, many: slipwayMany, wide: slipwayWide},
 		{name: DriverSlipwayPlain, start: slipwayPlainStart},
 		{name: DriverSlipwayTAP, publish: slipwayTAPPublish},
 		{name: DriverSlirp4netns, programs: []string{"slirp4netns"}, start: slirp4netnsStart, publish: slirp4netnsPublish, many: slirp4netnsMany},
@@ -86,11 +87,13 @@ func (b *bed) find(d driver) (program, reason string) {
 	for _, name := range d.programs {
 		path := b.programs[name]
 		switch {
+		case path == "" && name == DriverSlipwayOld:
+			return "", "another build of Slipway, given by --peer " + name + "=PATH"
 		case path == "" && name == d.programs[0]:
 			return "", "not installed"
 		case path == "":
 			return "", name + " is not installed"
-		case sameFile(path, b.cfg.Slipway):
+		case name != DriverSlipwayOld && sameFile(path, b.cfg.Slipway):
 			return "", path + " is Slipway itself"
 		}
 	}

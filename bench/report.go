@@ -206,8 +206,15 @@ func (c Cell) ID() string {
 // ordinaryMTU is the MTU in bytes that the name of a row leaves out.
 const ordinaryMTU = 1500
 
-// matches says whether a word of --only means this row.
+// matches says whether a word of --only means this row. One that means a row of Slipway
+// also means that of the other build.
 func (c Cell) matches(want string) bool {
+	if twin := c; c.Driver == DriverSlipwayOld {
+		twin.Driver = DriverSlipway
+		if twin.matches(want) {
+			return true
+		}
+	}
 	rest, ok := strings.CutPrefix(c.ID(), want)
 	return want != "" && ok && (rest == "" || rest[0] == '/' || rest[0] == ',')
 }

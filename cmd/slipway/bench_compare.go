@@ -38,19 +38,24 @@ func newBenchCompareCmd() *cobra.Command {
 	)
 	threshold := share(0.05)
 	cmd := &cobra.Command{
-		Use:   "compare OLD NEW",
-		Short: "Say whether a run is worse than another; exit 1 when it is",
-		Long: `Compare two reports of one machine, row by row, as ratios to host loopback of the same
-round. Exit status: 0 when nothing got worse by more than the threshold, 1 when a row
+		Use:   "compare RUN | OLD NEW",
+		Short: "Say whether a build, or a run, is worse than another; exit 1 when it is",
+		Long: `Compare two builds of Slipway that one run has measured in turns, round by round; or
+two reports of one machine, as ratios to host loopback of the same round. The former
+finds smaller differences, for a machine that is a tenth faster the next minute does not
+count. Exit status: 0 when nothing got worse by more than the threshold, 1 when a row
 did and it is no chance, 2 when the reports cannot be read, do not compare, or have too
 few measurements to find any difference.`,
-		Example: `  slipway bench --json old.json --repetitions 10 --only slipway
+		Example: `  slipway bench --json run.json --repetitions 10 --only slipway --peer slipway-old=/usr/bin/slipway
+  slipway bench compare run.json
+
+  slipway bench --json old.json --repetitions 10 --only slipway
   slipway bench --json new.json --repetitions 10 --only slipway
   slipway bench compare old.json new.json --threshold 5%`,
-		Args: cobra.ExactArgs(2),
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var reports [2]*bench.Report
-			for i, path := range args {
+			var reports []*bench.Report
+			for _, path := range args {
 				r, err := bench.ReadReport(path)
 				if err != nil {
 					return err
@@ -58,12 +63,9 @@ few measurements to find any difference.`,
 				if err := r.Only(rowNames(only)); err != nil {
 					return fmt.Errorf("%s: %w", path, err)
 				}
-				reports[i] = r
+				reports = append(reports, r)
 			}
-			if different := bench.Differences(reports[0], reports[1]); len(different) > 0 && !anyway {
-				return fmt.Errorf("%w: %s (--anyway compares them all the same)", bench.ErrDifferent, strings.Join(different, "; "))
-			}
-			c, err := bench.Compare(reports[0], reports[1], float64(threshold))
+			c, err := compareReports(reports, float64(threshold), anyway)
 			if err != nil {
 				return err
 			}
@@ -83,4 +85,16 @@ few measurements to find any difference.`,
 	cmd.Flags().StringSliceVar(&only, "only", nil, "compare only these rows: DRIVER[/WORKLOAD[/DIRECTION]]")
 	cmd.Flags().BoolVar(&anyway, "anyway", false, "compare runs of different machines, iperf3 versions or lengths too; rows of different units are left out")
 	return cmd
+}
+
+// compareReports compares the builds in one report, or two reports, also of different
+// machines where they are compared anyway.
+func compareReports(reports []*bench.Report, threshold float64, anyway bool) (*bench.Comparison, error) {
+	if len(reports) == 1 {
+		return bench.CompareBuilds(reports[0], threshold)
+	}
+	if different := bench.Differences(reports[0], reports[1]); len(different) > 0 && !anyway {
+		return nil, fmt.Errorf("%w: %s (--anyway compares them all the same)", bench.ErrDifferent, strings.Join(different, "; "))
+	}
+	return bench.Compare(reports[0], reports[1], threshold)
 }

@@ -99,6 +99,7 @@ var victims = []victim{
 	{row: "veth/stream/both", text: "bench hold", error: "the container is gone: exe ended: signal: killed"},
 	{row: "slipway/stream/both", text: "slipway attach --pid", not: "--offload off"},
 	{row: "slipway/published/down", text: "slipway run --rm", not: "--publish-path tap"},
+	{row: "slipway-old/stream/both", text: "/old attach --pid"},
 	{row: "slipway-plain/stream/both", text: "--offload off"},
 	{row: "slipway-tap/published/down", text: "--publish-path tap"},
 	{row: "slirp4netns/stream/both", peers: []string{"slirp4netns"}, text: "slirp4netns --configure --mtu 1500 --ready-fd 3"},
@@ -145,8 +146,12 @@ func TestBenchDriverDies(t *testing.T) {
 	}
 	tmp, report := t.TempDir(), filepath.Join(t.TempDir(), "report.json")
 	mark := fmt.Sprintf("%s-%d", t.Name(), os.Getpid())
+	old := filepath.Join(t.TempDir(), "old")
+	if err := os.Symlink(os.Getenv("SLIPWAY_BIN"), old); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "--suite", "full", "--mtu", "1500", "--streams", "1", "--seconds", "1", "--repetitions", "2",
-		"--only", strings.Join(only, ","), "--json", report)
+		"--only", strings.Join(only, ","), "--peer", "slipway-old="+old, "--json", report)
 	cmd.Env = append(os.Environ(), benchMark+"="+mark, "TMPDIR="+tmp)
 	p := start(t, cmd)
 

@@ -184,7 +184,8 @@ func TestBenchBadInput(t *testing.T) {
 		{"Markdown to another name", []string{"report", sampleReport, "-f", "md", "-o", filepath.Join(dir, "README")}, "ends in .md"},
 		{"page in a directory that is not there", []string{"report", sampleReport, "-f", "html", "-o", filepath.Join(dir, "none", "x")}, "no such file"},
 		{"directory that is not there", []string{"report", sampleReport, "-o", filepath.Join(dir, "none", "x")}, "no such file"},
-		{"one report", []string{"compare", sampleReport}, "accepts 2 arg"},
+		{"no report to compare", []string{"compare"}, "accepts between 1 and 2 arg"},
+		{"one build", []string{"compare", sampleReport}, "bench --peer slipway-old=PATH"},
 		{"threshold", []string{"compare", sampleReport, sampleReport, "--threshold", "200%"}, "less than 100%"},
 		{"other machine", []string{"compare", sampleReport, elsewhere}, "--anyway"},
 		{"unknown row", []string{"compare", sampleReport, sampleReport, "--only", "pasta"}, `no row "pasta"`},
@@ -234,11 +235,16 @@ func TestBenchCompare(t *testing.T) {
 		r.Cells[1].Samples[i].Value *= 0.9
 	}
 	slow := write("slow.json")
+	twin := r.Cells[1]
+	twin.Driver, twin.Samples = bench.DriverSlipwayOld, r.Cells[0].Samples
+	r.Cells = append(r.Cells, twin)
+	builds := write("builds.json")
 	for _, tt := range []struct {
 		args   []string
 		status int
 	}{
 		{[]string{old, old}, 0}, {[]string{old, slow}, 1}, {[]string{slow, old}, 0}, {[]string{old, slow, "--threshold", "15%"}, 0},
+		{[]string{builds}, 1}, {[]string{builds, "--only", "slipway/stream"}, 1}, {[]string{builds, "--threshold", "15%"}, 0},
 	} {
 		out, status, err := benchOutput(t, append([]string{"compare"}, tt.args...)...)
 		if status != tt.status || err != nil || !strings.Contains(out, "slipway/stream/up") {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -18,24 +19,18 @@ import (
 )
 
 const (
-	// comparedRow was the steadiest of two streams over eight rounds. By simulation, ten
-	// measurements tell a tenth from nothing in 99 of 100 pairs where its share of loopback
-	// has a standard deviation of 3 % within a run and 1 % between runs. Within eight rounds
-	// it had 10 %, within the steadiest four in a row 2 %: see what a run varies by.
-	comparedRow = "slipway/stream/up"
-	// comparedRun is ten seconds of it, and of the host, in turns.
-	comparedRun    = "--seconds 1 --omit 0 --repetitions 10"
-	comparedPairs  = 20 // of each kind; SLIPWAY_E2E_PAIRS has another number
-	comparedMisses = 20 // in as many verdicts, one may be wrong
+	comparedRow    = "slipway/stream/up"
+	comparedRun    = "--seconds 1 --omit 0 --repetitions 10" // ten seconds of each build, and of the host, in turns
+	comparedPairs  = 20                                      // of each kind; SLIPWAY_E2E_PAIRS has another number
+	comparedMisses = 20                                      // in as many verdicts, one may be wrong
 
 	// A slow engine stands still for a tenth of the time.
 	slowPeriod  = 50 * time.Millisecond
 	slowPeriods = 10
 )
 
-// TestComparePairs: bench compare finds no difference between two runs of one build, and
-// does find an engine that is slower by a tenth. Of the three runs of a round the first is
-// the old one of both pairs.
+// TestComparePairs: bench compare finds no difference between a build and itself, and does
+// find an engine that is slower by a tenth.
 func TestComparePairs(t *testing.T) {
 	rounds := comparedPairs
 	if text := os.Getenv("SLIPWAY_E2E_PAIRS"); text != "" {
@@ -46,40 +41,34 @@ func TestComparePairs(t *testing.T) {
 		rounds = n
 	}
 	dir := t.TempDir()
-	const row = "| %-5s | %-5s | %8s | %8s | %8s | %6s | %-24s |\n"
-	fmt.Printf(row, "round", "new", "varies", "change", "p", "stood", "compare says")
+	const line = "| %-5s | %-5s | %8s | %8s | %8s | %6s | %-24s |\n"
+	fmt.Printf(line, "round", "new", "varies", "change", "p", "stood", "compare says")
 	right := map[string]int{}
 	for round := range rounds {
-		old := compareRun(t, dir, "old", nil)
 		for _, kind := range []string{"same", "slow"} {
-			var slowed *slowdown
-			if kind == "slow" {
-				slowed = &slowdown{}
-			}
-			report := compareRun(t, dir, kind, slowed)
-			status := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "compare", old, report).Run()
-			d := compareReports(t, old, report)
-			says, stood := "no difference", ""
+			slowed := slowdown{}
+			report := compareRun(t, dir, kind, &slowed)
+			status := exec.Command(os.Getenv("SLIPWAY_BIN"), "bench", "compare", report).Run()
+			row, variation := comparedBuilds(t, report)
+			says := "no difference"
 			switch {
-			case d.Worse(0.05):
+			case row.Worse(0.05):
 				says = "worse"
-			case d.Significant() && d.Change() > 0.05:
+			case row.Significant() && row.Change() > 0.05:
 				says = "better"
 			}
 			// What the command says is what counts, and this only has more words for it.
 			if (status != nil) != (says == "worse") {
 				t.Errorf("round %d: bench compare ended with %v, where the difference is: %s", round+1, status, says)
 			}
-			if slowed != nil {
-				stood = fmt.Sprintf("%.1f %%", 100*slowed.stood.Seconds()/slowed.took.Seconds())
-			}
 			if says == map[string]string{"same": "no difference", "slow": "worse"}[kind] {
 				right[kind]++
 			}
-			fmt.Printf(row, strconv.Itoa(round+1), kind, fmt.Sprintf("%.1f %%", 100*variation(t, report)), fmt.Sprintf("%+.1f %%", 100*d.Change()), fmt.Sprintf("%.3f", d.P), stood, says)
+			fmt.Printf(line, strconv.Itoa(round+1), kind, fmt.Sprintf("%.1f %%", 100*variation), fmt.Sprintf("%+.1f %%", 100*row.Change()),
+				fmt.Sprintf("%.3f", row.P), slowed.share(), says)
 		}
 	}
-	for kind, what := range map[string]string{"same": "no difference between two runs of one build", "slow": "an engine that is slower by a tenth"} {
+	for kind, what := range map[string]string{"same": "no difference between a build and itself", "slow": "an engine that is slower by a tenth"} {
 		fmt.Printf("| %s: found in %d of %d pairs |\n", what, right[kind], rounds)
 		if misses := rounds - right[kind]; misses > rounds/comparedMisses {
 			t.Errorf("%s: found in %d of %d pairs, want all but %d", what, right[kind], rounds, rounds/comparedMisses)
@@ -87,15 +76,18 @@ func TestComparePairs(t *testing.T) {
 	}
 }
 
-// compareRun measures the row once and returns the path of the report. slowed is what is
-// done to the engine meanwhile; nil: nothing.
-func compareRun(t *testing.T, dir, name string, slowed *slowdown) string {
+// compareRun measures the row of a build and of itself in turns, and returns the path of
+// the report. The engine of the one under test is slowed where the kind says so.
+func compareRun(t *testing.T, dir, kind string, slowed *slowdown) string {
 	t.Helper()
-	report := filepath.Join(dir, name+".json")
-	args := append([]string{"bench", "--only", comparedRow, "--json", report}, strings.Fields(comparedRun)...)
-	p := start(t, exec.Command(os.Getenv("SLIPWAY_BIN"), args...))
-	if slowed != nil {
-		if err := slowed.until(p.done, p.Process.Pid); err != nil {
+	bin, old, report := os.Getenv("SLIPWAY_BIN"), filepath.Join(dir, "old"), filepath.Join(dir, kind+".json")
+	if err := os.Symlink(bin, old); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	args := append([]string{"bench", "--only", comparedRow, "--peer", "slipway-old=" + old, "--json", report}, strings.Fields(comparedRun)...)
+	p := start(t, exec.Command(bin, args...))
+	if kind == "slow" {
+		if err := slowed.until(p.done, p.Process.Pid, bin+"\x00attach\x00"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,56 +97,42 @@ func compareRun(t *testing.T, dir, name string, slowed *slowdown) string {
 	return report
 }
 
-// variation is the standard deviation of the row's share of loopback in a run, divided by
-// its mean.
-func variation(t *testing.T, report string) float64 {
+// comparedBuilds is what has become of the row, and the standard deviation of the quotient
+// of the two builds from round to round, divided by its mean.
+func comparedBuilds(t *testing.T, report string) (row bench.Difference, variation float64) {
 	t.Helper()
 	r, err := bench.ReadReport(report)
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, row := map[int]float64{}, map[int]float64{}
-	for _, c := range r.Cells {
-		values := row
-		if c.Driver == bench.DriverHost {
-			values = host
-		}
-		for _, s := range c.Samples {
-			if s.Round > 0 && s.Error == "" {
-				values[s.Round] = s.Value
-			}
-		}
-	}
-	var n, sum, squares float64
-	for round, v := range row {
-		if host[round] > 0 {
-			share := v / host[round]
-			n, sum, squares = n+1, sum+share, squares+share*share
-		}
-	}
-	mean := sum / n
-	return math.Sqrt(max(0, squares/n-mean*mean)) / mean
-}
-
-// compareReports is what has become of the row.
-func compareReports(t *testing.T, old, report string) bench.Difference {
-	t.Helper()
-	var reports [2]*bench.Report
-	for i, path := range []string{old, report} {
-		r, err := bench.ReadReport(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		reports[i] = r
-	}
-	c, err := bench.Compare(reports[0], reports[1], 0.05)
+	c, err := bench.CompareBuilds(r, 0.05)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(c.Rows) != 1 || c.Rows[0].Cell.ID() != comparedRow || !c.Rows[0].Ratio {
-		t.Fatalf("the reports have the rows %+v, want ratios of %s", c.Rows, comparedRow)
+		t.Fatalf("the report has the rows %+v, want ratios of %s", c.Rows, comparedRow)
 	}
-	return c.Rows[0]
+	old, build := map[int]float64{}, map[int]float64{}
+	for _, c := range r.Cells {
+		for _, s := range c.Samples {
+			switch {
+			case s.Round == 0 || s.Error != "":
+			case c.Driver == bench.DriverSlipwayOld:
+				old[s.Round] = s.Value
+			case c.Driver == bench.DriverSlipway:
+				build[s.Round] = s.Value
+			}
+		}
+	}
+	var n, sum, squares float64
+	for round, v := range build {
+		if old[round] > 0 {
+			quotient := v / old[round]
+			n, sum, squares = n+1, sum+quotient, squares+quotient*quotient
+		}
+	}
+	mean := sum / n
+	return c.Rows[0], math.Sqrt(max(0, squares/n-mean*mean)) / mean
 }
 
 // slowdown has an engine stand still for a tenth of the time, as if everything that it
@@ -163,8 +141,17 @@ type slowdown struct {
 	stood, took time.Duration
 }
 
-// until a run has ended, whose engine is a descendant of a process.
-func (s *slowdown) until(done <-chan struct{}, root int) error {
+// share of the time for which it stood, "" when nobody has slowed it.
+func (s *slowdown) share() string {
+	if s.took == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f %%", 100*s.stood.Seconds()/s.took.Seconds())
+}
+
+// until a run has ended, whose engine is a descendant of a process and of one whose command
+// line begins so.
+func (s *slowdown) until(done <-chan struct{}, root int, monitor string) error {
 	tick := time.NewTicker(slowPeriod)
 	defer tick.Stop()
 	var engine int
@@ -178,7 +165,7 @@ func (s *slowdown) until(done <-chan struct{}, root int) error {
 		case <-tick.C:
 		}
 		if engine == 0 {
-			if engine = engineBelow(root); engine == 0 {
+			if engine = engineBelow(root, monitor); engine == 0 {
 				continue
 			}
 		}
@@ -196,10 +183,10 @@ func (s *slowdown) until(done <-chan struct{}, root int) error {
 	}
 }
 
-// engineBelow a process, 0: there is none yet.
-func engineBelow(root int) int {
+// engineBelow a process, and below one whose command line begins so; 0: there is none yet.
+func engineBelow(root int, monitor string) int {
 	parents := map[int]int{}
-	engines := []int{}
+	cmdlines := map[int]string{}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0
@@ -219,13 +206,17 @@ func engineBelow(root int) int {
 			continue
 		}
 		parents[pid], _ = strconv.Atoi(fields[1])
-		if cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); string(cmdline) == "slipway\x00engine\x00" {
-			engines = append(engines, pid)
-		}
+		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		cmdlines[pid] = string(cmdline)
 	}
-	for _, engine := range engines {
+	for engine, cmdline := range cmdlines {
+		if cmdline != "slipway\x00engine\x00" {
+			continue
+		}
+		monitored := false
 		for pid := engine; pid > 1; pid = parents[pid] {
-			if pid == root {
+			monitored = monitored || strings.HasPrefix(cmdlines[pid], monitor)
+			if pid == root && monitored {
 				return engine
 			}
 		}
