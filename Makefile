@@ -86,7 +86,7 @@ scrape: build ## a Prometheus scrapes flows of a minute each: its bytes and thos
 scrape-cost: build ## what being scraped ten times a second costs in CPU time, in pairs (5 minutes)
 	@E2EFLAGS='-test.run TestScrapeCost' sh .make/e2e.sh
 
-compare-pairs: build ## bench compare on 20 pairs of runs of one build, and 20 of an engine slower by a tenth (40 minutes)
+compare-pairs: build ## bench compare on 20 runs of a build beside itself, and on 20 of one slower by a tenth (25 minutes)
 	SLIPWAY_BIN=$(CURDIR)/bin/slipway $(GO) test -tags e2e -count 1 -timeout 90m -v -run TestComparePairs ./cmd/slipway
 
 test-clients: build ## real clients of slirp4netns on bin/slirp4netns, or on SLIRP4NETNS=PATH

@@ -68,6 +68,14 @@ func inspect(t *testing.T, chromium, path, scheme string, r *bench.Report) []byt
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.WindowSize(1100, 900),
 		// Chromium's own sandbox does not start for root.
 		chromedp.NoSandbox)
+	// It leaves a directory behind in the one for temporary files, with a socket in it whose path
+	// must be short.
+	tmp, err := os.MkdirTemp("", "page")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(tmp) })
+	options = append(options, chromedp.Env("TMPDIR="+tmp))
 	if scheme == "dark" {
 		options = append(options, chromedp.Flag("blink-settings", "preferredColorScheme=0"))
 	}
