@@ -21,6 +21,7 @@ var longAgo = time.Unix(1, 0)
 type Socket interface {
 	syscall.Conn
 	SetDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 	Close() error
 }
 

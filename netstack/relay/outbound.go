@@ -1,11 +1,14 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +23,12 @@ const (
 	maxPieces = 64
 	maxBatch  = 512 << 10
 )
+
+// again is after how long a write that found no room is tried once more, whatever the
+// poller says. The kernel tells of room only when a third of the socket's send buffer is
+// free (sk_stream_is_writeable() in include/net/sock.h). On a long path, where
+// acknowledgements come in bursts, less than that would lie unused until the next one.
+const again = 10 * time.Millisecond
 
 // batch collects what lies in the receive queue of an endpoint without taking it
 // out: the memory is still the queue's.
@@ -212,9 +221,29 @@ func (o *outbound) nextLocked(write func() bool) bool {
 
 // write waits until the host takes something of the batch.
 func (o *outbound) write() bool {
-	err := o.flow.raw.Write(o.try)
+	f := o.flow
+	err := f.raw.Control(o.once)
+	for _, wait := range [...]time.Duration{again, 0} {
+		if err != nil || o.errno != unix.EAGAIN {
+			break
+		}
+		var deadline time.Time
+		if wait > 0 {
+			deadline = time.Now().Add(wait)
+		}
+		if err = f.host.SetWriteDeadline(deadline); err != nil {
+			break
+		}
+		if f.isStopped() { // which has set a deadline too, perhaps before this one
+			return false
+		}
+		err = f.raw.Write(o.try)
+		if wait > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !f.isStopped() {
+			err = f.raw.Control(o.once)
+		}
+	}
 	if err != nil {
-		o.flow.hostError("write", err)
+		f.hostError("write", err)
 	}
 	return err == nil
 }

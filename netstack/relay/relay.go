@@ -92,6 +92,15 @@ func (f *flow) stop(cause error) {
 	_ = f.host.SetDeadline(longAgo)
 }
 
+func (f *flow) isStopped() bool {
+	select {
+	case <-f.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
 // finish closes both ends: in order, or with a reset after a failure.
 func (f *flow) finish() error {
 	cause := f.cause.Load()
