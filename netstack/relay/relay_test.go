@@ -145,6 +145,26 @@ func randomBytes(n int) []byte {
 	return b
 }
 
+// TestRoomForLess: a host that takes less than a third of its send buffer is sent as much
+// more, of which the kernel tells nobody.
+func TestRoomForLess(t *testing.T) {
+	defer func(d time.Duration) { again = d }(again)
+	again = 2 * time.Second
+	f := newFlow(t.Context(), t)
+	go io.Copy(f.guest, rand.NewChaCha8([32]byte{})) // it fails in the end
+	moved, since := uint64(0), time.Now()
+	eventually(t, "the host's buffers are full", func() bool {
+		if n := f.bytes.FromGuest.Load(); n != moved {
+			moved, since = n, time.Now()
+		}
+		return moved > 0 && time.Since(since) > again/4
+	})
+	if _, err := io.ReadFull(f.host, make([]byte, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "more comes", func() bool { return f.bytes.FromGuest.Load() > moved })
+}
+
 func TestBothWaysAtOnce(t *testing.T) {
 	f := newFlow(t.Context(), t)
 	const size = 24 << 20
