@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // CompareBuilds compares the two builds of Slipway that a run has measured in turns: the
@@ -27,8 +28,12 @@ func CompareBuilds(r *Report, threshold float64) (*Comparison, error) {
 		before, oldRatio := r.ratios(o)
 		after, newRatio := r.ratios(*n)
 		quotients := r.quotients(*n, o)
-		if oldRatio != newRatio || len(before) == 0 || len(after) == 0 || len(quotients) == 0 {
+		switch {
+		case oldRatio != newRatio || len(before) == 0 || len(after) == 0 || len(quotients) == 0:
 			c.Without = append(c.Without, n.ID()+" (not measured in the same round, or with a defect, in one of them)")
+			continue
+		case len(quotients) > maxRepetitions:
+			c.Without = append(c.Without, fmt.Sprintf("%s (more than %d measurements)", n.ID(), maxRepetitions))
 			continue
 		}
 		c.Rows = append(c.Rows, Difference{
@@ -36,8 +41,11 @@ func CompareBuilds(r *Report, threshold float64) (*Comparison, error) {
 			P: signedRank(quotients), N1: len(quotients), N2: len(quotients),
 		})
 	}
-	if len(c.Rows) == 0 {
-		return nil, fmt.Errorf("%w: no row was measured of both builds (bench --peer %s=PATH measures the other one)", ErrDifferent, DriverSlipwayOld)
+	switch {
+	case len(c.Rows) == 0 && len(c.Without) == 0:
+		return nil, fmt.Errorf("%w: there is one build in the report (bench --peer %s=PATH measures another one too)", ErrDifferent, DriverSlipwayOld)
+	case len(c.Rows) == 0:
+		return nil, fmt.Errorf("%w: no row was measured of both builds: %s", ErrDifferent, strings.Join(c.Without, ", "))
 	}
 	c.holm()
 	return c, nil

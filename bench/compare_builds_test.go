@@ -106,16 +106,29 @@ func TestCompareBuildsFinds(t *testing.T) {
 // TestWriteBuilds: each row of the new build beside that of the old one, once.
 func TestWriteBuilds(t *testing.T) {
 	r := kindsReport()
+	for i := range r.Cells { // seven rounds are too few
+		c := &r.Cells[i]
+		for _, s := range slices.Clone(c.Samples) {
+			if s.Round > 0 {
+				s.Round += 7
+				c.Samples = append(c.Samples, s)
+			}
+		}
+	}
 	for _, c := range slices.Clone(r.Cells) {
 		if c.Driver == DriverSlipway && c.Workload != WorkloadConnect {
 			c.Driver = DriverSlipwayOld
 			r.Cells = append(r.Cells, c)
 		}
 	}
-	stream := r.cell("slipway/stream/up")
-	stream.Samples = slices.Clone(stream.Samples)
-	for i := range stream.Samples {
-		stream.Samples[i].Value *= 0.8
+	for id, factor := range map[string]float64{
+		"slipway/stream/up": 0.8, "slipway/stream/up,mtu=65520": 0.97, "slipway/rr/up,size=64": 0.9,
+	} {
+		c := r.cell(id)
+		c.Samples = slices.Clone(c.Samples)
+		for i := range c.Samples {
+			c.Samples[i].Value *= factor
+		}
 	}
 	r.Cells = append(r.Cells, Cell{Driver: DriverSlipwayOld, Workload: WorkloadDNS, Direction: DirectionUp, Unit: UnitPerSecond})
 	r.summarize()
@@ -133,6 +146,41 @@ func TestWriteBuilds(t *testing.T) {
 	}
 }
 
+// TestBuildsInTurn: each build is the first in every second round.
+func TestBuildsInTurn(t *testing.T) {
+	var rows []*row
+	for _, driver := range []string{DriverHost, DriverSlipway, DriverSlipwayOld, DriverPasta, DriverSlipway, DriverSlipwayOld} {
+		rows = append(rows, &row{Cell: Cell{Driver: driver}})
+	}
+	for round, want := range []string{
+		"host slipway slipway-old pasta slipway slipway-old",
+		"host slipway-old slipway pasta slipway-old slipway",
+		"host slipway slipway-old pasta slipway slipway-old",
+	} {
+		var got []string
+		for _, r := range inTurn(rows, round) {
+			got = append(got, r.Driver)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("round %d: %v, want %s", round, got, want)
+		}
+	}
+}
+
+// TestOldBuildFails: that the other build was not measured is said.
+func TestOldBuildFails(t *testing.T) {
+	r := sampleReport()
+	old := *r.cell("slipway/stream/up")
+	old.Driver, old.Samples, old.Summary, old.Error = DriverSlipwayOld, nil, nil, "it ended"
+	r.Cells = append(r.Cells, old)
+	if failed := r.Failed(); !slices.Contains(failed, "slipway-old/stream/up") {
+		t.Errorf("failed rows %v", failed)
+	}
+	if _, err := CompareBuilds(r, 0.05); !errors.Is(err, ErrDifferent) || !strings.Contains(err.Error(), "slipway/stream/up (not measured") {
+		t.Errorf("CompareBuilds: %v", err)
+	}
+}
+
 // TestOldBuildRows: another build does what Slipway does, and only where there is one.
 func TestOldBuildRows(t *testing.T) {
 	c := Config{Suite: "plain", MTUs: []int{ordinaryMTU}, Streams: []int{1}, Only: []string{"slipway/published/up"}}
@@ -144,5 +192,13 @@ func TestOldBuildRows(t *testing.T) {
 	want = append(want, "slipway-old/published/up")
 	if got := c.CellIDs(); !slices.Equal(got, want) {
 		t.Errorf("with another build: rows %v, want %v", got, want)
+	}
+	c.Suite, c.Only = "full", nil
+	for _, cell := range catalogue(c) {
+		if twin := cell; cell.Driver == DriverSlipwayOld {
+			if twin.Driver = DriverSlipway; cell.class() != twin.class() {
+				t.Errorf("%s is of the class %q, %s of %q", cell.ID(), cell.class(), twin.ID(), twin.class())
+			}
+		}
 	}
 }

@@ -89,6 +89,9 @@ func (c Config) Validate() error {
 	for _, want := range c.Only {
 		all := catalogue(c)
 		if !slices.ContainsFunc(all, func(cell Cell) bool { return cell.matches(want) }) {
+			if strings.HasPrefix(want, DriverSlipwayOld) && c.Peers[DriverSlipwayOld] == "" {
+				return fmt.Errorf("%w: no row %q without --peer %s=PATH", ErrConfig, want, DriverSlipwayOld)
+			}
 			ids, more := cellIDs(all), ""
 			if len(ids) > listedRows {
 				ids, more = ids[:listedRows], fmt.Sprintf(" and %d more, see --dry-run", len(ids)-listedRows)

@@ -105,7 +105,11 @@ func (b *bed) lookPrograms() error {
 	b.programs = map[string]string{}
 	for _, name := range PeerPrograms() {
 		given, ok := b.cfg.Peers[name]
-		if !ok {
+		switch {
+		case ok:
+		case name == DriverSlipwayOld:
+			continue // nobody means one by chance
+		default:
 			given = name
 		}
 		path, err := exec.LookPath(given)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -153,7 +154,7 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 		emit(event{ID: r.ID(), Commands: l.commands(b, r.Cell), Processes: s.processes, Programs: s.programs})
 	}
 	for round := range b.cfg.Repetitions + 1 {
-		for _, r := range rows {
+		for _, r := range inTurn(rows, round) {
 			if ctx.Err() != nil {
 				return
 			}
@@ -162,6 +163,22 @@ func (b *bed) measureAll(ctx context.Context, emit func(event)) {
 			}
 		}
 	}
+}
+
+// inTurn are the rows in the order of a round: in every second one, the other build of
+// Slipway comes before the one that it is compared with. What the row before leaves behind
+// is no difference of the two.
+func inTurn(rows []*row, round int) []*row {
+	if round%2 == 0 {
+		return rows
+	}
+	rows = slices.Clone(rows)
+	for i := 1; i < len(rows); i++ {
+		if rows[i-1].Driver == DriverSlipway && rows[i].Driver == DriverSlipwayOld {
+			rows[i-1], rows[i] = rows[i], rows[i-1]
+		}
+	}
+	return rows
 }
 
 // rows that can be measured here; what is left out is said.

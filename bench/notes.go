@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,25 +61,12 @@ func (r *Report) versions() []string {
 
 // warnings are the reasons for which the numbers should be taken with care.
 func (r *Report) warnings() []string {
-	var warnings, wide, stolen []string
-	for _, c := range r.Cells {
-		if c.Summary == nil {
-			continue
-		}
-		if c.Summary.Spread > wideSpread {
-			wide = append(wide, fmt.Sprintf("%s (%s)", c.ID(), percent(c.Summary.Spread)))
-		}
-		if c.Summary.Steal > muchSteal {
-			stolen = append(stolen, fmt.Sprintf("%s (%s)", c.ID(), percent(c.Summary.Steal)))
-		}
+	var warnings []string
+	if rows := r.above(wideSpread, func(s *Summary) float64 { return s.Spread }); rows != "" {
+		warnings = append(warnings, fmt.Sprintf("more than %s of the median lies between the slowest and the fastest measurement of a row, small differences mean nothing: %s", percent(wideSpread), rows))
 	}
-	if len(wide) > 0 {
-		warnings = append(warnings, fmt.Sprintf("more than %s of the median lies between the slowest and the fastest measurement of a row, small differences mean nothing: %s",
-			percent(wideSpread), strings.Join(wide, ", ")))
-	}
-	if len(stolen) > 0 {
-		warnings = append(warnings, fmt.Sprintf("the machine's own host took more than %s of its CPU time meanwhile: %s",
-			percent(muchSteal), strings.Join(stolen, ", ")))
+	if rows := r.above(muchSteal, func(s *Summary) float64 { return s.Steal }); rows != "" {
+		warnings = append(warnings, fmt.Sprintf("the machine's own host took more than %s of its CPU time meanwhile: %s", percent(muchSteal), rows))
 	}
 	if busy := float64(r.Environment.CPUs) / 2; busy > 0 && r.Environment.Load1 > busy {
 		warnings = append(warnings, fmt.Sprintf("the machine was busy before the run: load %g on %s", r.Environment.Load1, count(r.Environment.CPUs, "CPU")))
@@ -87,6 +75,33 @@ func (r *Report) warnings() []string {
 		warnings = append(warnings, "this run is not complete: "+r.Error)
 	}
 	return warnings
+}
+
+// namedRows is how many rows a warning names.
+const namedRows = 5
+
+// above names the rows of which a share is above a limit, the worst first, and says how
+// many they are where those are too many to name; "": none.
+func (r *Report) above(limit float64, share func(*Summary) float64) string {
+	measured, rows := 0, []Cell{}
+	for _, c := range r.Cells {
+		if c.Summary == nil {
+			continue
+		}
+		measured++
+		if share(c.Summary) > limit {
+			rows = append(rows, c)
+		}
+	}
+	slices.SortStableFunc(rows, func(a, b Cell) int { return cmp.Compare(share(b.Summary), share(a.Summary)) })
+	names := make([]string, len(rows))
+	for i, c := range rows {
+		names[i] = fmt.Sprintf("%s (%s)", c.ID(), percent(share(c.Summary)))
+	}
+	if len(names) <= namedRows {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%d of %d rows, above all %s", len(names), measured, strings.Join(names[:namedRows], ", "))
 }
 
 // class of a row: which way its bytes take. Only rows of one class do the same.
@@ -114,7 +129,7 @@ func (c Cell) class() class {
 	switch {
 	case c.kernel(), strings.HasPrefix(c.Driver, "bypass4netns"):
 		return classKernel
-	case published && (c.Driver == DriverSlipway || c.Driver == DriverPasta || strings.HasPrefix(c.Driver, DriverRootlessKit)):
+	case published && (c.Driver == DriverSlipway || c.Driver == DriverSlipwayOld || c.Driver == DriverPasta || strings.HasPrefix(c.Driver, DriverRootlessKit)):
 		return classSplice
 	case c.ours(), c.Driver == DriverSlirp4netns, c.Driver == DriverPasta,
 		strings.HasPrefix(c.Driver, "gvisor-tap-vsock"), strings.HasPrefix(c.Driver, "rootlesskit"):

@@ -224,7 +224,7 @@ func (c Cell) matches(want string) bool {
 func (r *Report) Failed() []string {
 	var failed []string
 	for _, c := range r.Cells {
-		if c.Driver != DriverHost && c.Driver != DriverSlipway {
+		if c.Driver != DriverHost && c.Driver != DriverSlipway && c.Driver != DriverSlipwayOld {
 			continue
 		}
 		if c.failure() != "" {

@@ -62,6 +62,7 @@ var (
 	portOpen       = gauge("port_connections_open", "Connections (UDP: sessions) of a published port that are open.", portLabelNames...)
 	portTotal      = counter("port_connections_total", "Connections (UDP: sessions) of a published port.", portLabelNames...)
 	portRefused    = counter("port_connections_refused_total", "Connections of a published port that were refused.", portLabelNames...)
+	portSockets    = counter("port_socket_failures_total", "How often the container's namespace gave no sockets for published ports.")
 	portBytes      = counter("port_payload_bytes_total", "Payload through a published port.", "container_port", "direction", "listen", "path", "protocol")
 )
 
@@ -111,6 +112,7 @@ func (s Snapshot) appendTo(t *text) {
 	t.level(container, 1, strings.ToValidUTF8(s.Container.Name, "\uFFFD"), s.Container.Namespace)
 	t.processes(s.Processes)
 	t.ports(s.Ports)
+	t.counter(portSockets, s.PortSocketFailures)
 	t.netstack(s.GVisor)
 }
 

@@ -47,12 +47,14 @@ type Snapshot struct {
 	PolicyRefusals map[string]uint64
 
 	// UDP counts datagrams and their payload.
-	UDP            UDP
-	DNS            DNS
-	ICMP           ICMP
-	Ports          []Port
-	EngineRestarts uint64
-	Container      Container
+	UDP   UDP
+	DNS   DNS
+	ICMP  ICMP
+	Ports []Port
+	// PortSocketFailures is how often the container's namespace gave no sockets for them.
+	PortSocketFailures uint64
+	EngineRestarts     uint64
+	Container          Container
 	// Processes are those of the network, by name; one of which nothing is known is not
 	// there.
 	Processes map[string]Process

@@ -82,7 +82,7 @@ The suites choose the rows, and the other options change what a suite begins wit
 	flags.IntVar(&cfg.Repetitions, "repetitions", 5, "measurements of each row, after one warm-up")
 	flags.IntSliceVar(&cfg.MTUs, "mtu", []int{1500}, "MTUs of the container's link in bytes, for every driver")
 	flags.IntSliceVar(&cfg.Streams, "streams", []int{1}, "numbers of TCP connections at a time")
-	flags.StringToStringVar(&cfg.Peers, "peer", nil, "a program that is not the one in PATH, `NAME=PATH`: "+strings.Join(bench.PeerPrograms(), ", "))
+	flags.StringToStringVar(&cfg.Peers, "peer", nil, "a program that is not the one in PATH, or with "+bench.DriverSlipwayOld+" another build of this one, to measure beside it, `NAME=PATH`: "+strings.Join(bench.PeerPrograms(), ", "))
 	flags.StringSliceVar(&cfg.Only, "only", nil, "measure only these rows (and host loopback): DRIVER[/WORKLOAD[/DIRECTION]] or a whole name, e.g. slipway/stream/up or slipway/stream/up,streams=4")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "say which rows would be measured and how long it would take, and end")
 	flags.BoolVar(&o.showCommands, "show-commands", false, "also print the commands behind each row")

@@ -46,7 +46,7 @@ finds smaller differences, for a machine that is a tenth faster the next minute 
 count. Exit status: 0 when nothing got worse by more than the threshold, 1 when a row
 did and it is no chance, 2 when the reports cannot be read, do not compare, or have too
 few measurements to find any difference.`,
-		Example: `  slipway bench --json run.json --repetitions 10 --only slipway --peer slipway-old=/usr/bin/slipway
+		Example: `  slipway bench --json run.json --repetitions 12 --only slipway/stream --peer slipway-old=/usr/bin/slipway
   slipway bench compare run.json
 
   slipway bench --json old.json --repetitions 10 --only slipway

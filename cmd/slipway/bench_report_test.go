@@ -185,7 +185,7 @@ func TestBenchBadInput(t *testing.T) {
 		{"page in a directory that is not there", []string{"report", sampleReport, "-f", "html", "-o", filepath.Join(dir, "none", "x")}, "no such file"},
 		{"directory that is not there", []string{"report", sampleReport, "-o", filepath.Join(dir, "none", "x")}, "no such file"},
 		{"no report to compare", []string{"compare"}, "accepts between 1 and 2 arg"},
-		{"one build", []string{"compare", sampleReport}, "bench --peer slipway-old=PATH"},
+		{"one build", []string{"compare", sampleReport}, "there is one build in the report"},
 		{"threshold", []string{"compare", sampleReport, sampleReport, "--threshold", "200%"}, "less than 100%"},
 		{"other machine", []string{"compare", sampleReport, elsewhere}, "--anyway"},
 		{"unknown row", []string{"compare", sampleReport, sampleReport, "--only", "pasta"}, `no row "pasta"`},

@@ -80,7 +80,11 @@ func TestComparePairs(t *testing.T) {
 // the report. The engine of the one under test is slowed where the kind says so.
 func compareRun(t *testing.T, dir, kind string, slowed *slowdown) string {
 	t.Helper()
-	bin, old, report := os.Getenv("SLIPWAY_BIN"), filepath.Join(dir, "old"), filepath.Join(dir, kind+".json")
+	bin, err := filepath.EvalSymlinks(os.Getenv("SLIPWAY_BIN")) // as bench finds it
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, report := filepath.Join(dir, "old"), filepath.Join(dir, kind+".json")
 	if err := os.Symlink(bin, old); err != nil && !errors.Is(err, os.ErrExist) {
 		t.Fatal(err)
 	}

@@ -73,10 +73,11 @@ func (s source) Snapshot() metrics.Snapshot {
 			Queries: n.DNS.Queries + n.DNS.TCP, Failures: n.DNS.Failures + n.DNS.TCPFailures, Failovers: n.DNS.Failovers,
 			Latency: metrics.Histogram(n.DNS.Latency),
 		},
-		ICMP:           metrics.ICMP{Requests: n.ICMP.Requests, Replies: n.ICMP.Replies},
-		EngineRestarts: uint64(s.start.Restarts),
-		Container:      metrics.Container{Name: s.start.Container, Namespace: strconv.FormatUint(s.start.Namespace, 10)},
-		GVisor:         n.GVisor,
+		ICMP:               metrics.ICMP{Requests: n.ICMP.Requests, Replies: n.ICMP.Replies},
+		PortSocketFailures: s.ports.SocketFailures(),
+		EngineRestarts:     uint64(s.start.Restarts),
+		Container:          metrics.Container{Name: s.start.Container, Namespace: strconv.FormatUint(s.start.Namespace, 10)},
+		GVisor:             n.GVisor,
 	}
 	s.addStatus(&out)
 	for _, p := range s.ports.List() {

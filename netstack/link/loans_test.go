@@ -8,8 +8,8 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 )
 
-// TestLoans: a buffer is used again once nobody else looks at it, the first of them, and
-// until then what was lent stays as it was.
+// TestLoans: a buffer is used again once nobody else looks at it, and until then what was
+// lent stays as it was.
 func TestLoans(t *testing.T) {
 	var l loans
 	defer l.release()
@@ -56,5 +56,39 @@ func TestLoans(t *testing.T) {
 			t.Errorf("what was lent as buffer %d was written over", i)
 		}
 		v.Release()
+	}
+}
+
+// TestLoansHeldForLong: where as many as there can be are held for long, those that come
+// back soon are used again all the same.
+func TestLoansHeldForLong(t *testing.T) {
+	var l loans
+	defer l.release()
+	seen := map[*byte]bool{}
+	for range maxLoans {
+		v := l.next()
+		seen[&v.AsSlice()[0]] = true
+		defer v.Clone().Release()
+	}
+	const held = 4 // at a time
+	var soon []*buffer.View
+	made := 0
+	for range 10 * maxLoans {
+		v := l.next()
+		if at := &v.AsSlice()[0]; !seen[at] {
+			seen[at] = true
+			made++
+		}
+		soon = append(soon, v.Clone())
+		if len(soon) == held {
+			soon[0].Release()
+			soon = soon[1:]
+		}
+	}
+	for _, v := range soon {
+		v.Release()
+	}
+	if made > held {
+		t.Errorf("%d buffers were made, want %d", made, held)
 	}
 }

@@ -31,6 +31,10 @@ const (
 // variable for the tests.
 var again = 10 * time.Millisecond
 
+// worthIt is how many bytes have to be written then for the next such write to be tried
+// again too: a host that takes little is left to the kernel.
+const worthIt = 64 << 10
+
 // batch collects what lies in the receive queue of an endpoint without taking it
 // out: the memory is still the queue's.
 type batch struct {
@@ -93,6 +97,7 @@ type outbound struct {
 	taken  discard
 	wrote  int
 	errno  unix.Errno
+	slow   bool                  // the host took less than worthIt when a write was tried again
 	try    func(fd uintptr) bool // what write and writeOnce make, once for all
 	once   func(fd uintptr)
 }
@@ -186,7 +191,7 @@ func (o *outbound) nextLocked(write func() bool) bool {
 		batches.Put(o.batch)
 		o.batch = nil
 	}()
-	for {
+	for !f.isStopped() {
 		clear(o.batch.iov[:o.batch.n])
 		o.batch.n, o.batch.bytes = 0, 0
 		_, err := f.ep.Read(o.batch, tcpip.ReadOptions{Peek: true})
@@ -218,35 +223,39 @@ func (o *outbound) nextLocked(write func() bool) bool {
 			return false
 		}
 	}
+	return false
 }
 
 // write waits until the host takes something of the batch.
 func (o *outbound) write() bool {
 	f := o.flow
 	err := f.raw.Control(o.once)
-	for _, wait := range [...]time.Duration{again, 0} {
-		if err != nil || o.errno != unix.EAGAIN {
-			break
-		}
-		var deadline time.Time
-		if wait > 0 {
-			deadline = time.Now().Add(wait)
-		}
-		if err = f.host.SetWriteDeadline(deadline); err != nil {
-			break
-		}
-		if f.isStopped() { // which has set a deadline too, perhaps before this one
-			return false
-		}
-		err = f.raw.Write(o.try)
-		if wait > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !f.isStopped() {
+	if err == nil && o.errno == unix.EAGAIN && !o.slow {
+		if err = o.wait(time.Now().Add(again)); errors.Is(err, os.ErrDeadlineExceeded) {
 			err = f.raw.Control(o.once)
+			o.slow = o.wrote < worthIt
 		}
+	}
+	if err == nil && o.errno == unix.EAGAIN {
+		err = o.wait(time.Time{})
+		o.slow = false
 	}
 	if err != nil {
 		f.hostError("write", err)
 	}
 	return err == nil
+}
+
+// wait is write until a deadline; zero: none.
+func (o *outbound) wait(deadline time.Time) error {
+	f := o.flow
+	if err := f.host.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	if f.isStopped() { // which has set a deadline too, perhaps before this one
+		return os.ErrDeadlineExceeded
+	}
+	return f.raw.Write(o.try)
 }
 
 // writeOnce leaves what the host does not take at once to the goroutine.

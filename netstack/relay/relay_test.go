@@ -149,20 +149,38 @@ func randomBytes(n int) []byte {
 // more, of which the kernel tells nobody.
 func TestRoomForLess(t *testing.T) {
 	defer func(d time.Duration) { again = d }(again)
-	again = 2 * time.Second
-	f := newFlow(t.Context(), t)
+	again = 4 * time.Second
+	ctx, cancel := context.WithCancel(t.Context())
+	f := newFlow(ctx, t)
+	defer f.end(t) // before again is as it was
+	defer cancel()
 	go io.Copy(f.guest, rand.NewChaCha8([32]byte{})) // it fails in the end
 	moved, since := uint64(0), time.Now()
 	eventually(t, "the host's buffers are full", func() bool {
 		if n := f.bytes.FromGuest.Load(); n != moved {
 			moved, since = n, time.Now()
 		}
-		return moved > 0 && time.Since(since) > again/4
+		return moved > 0 && time.Since(since) > again/8
 	})
 	if _, err := io.ReadFull(f.host, make([]byte, 64<<10)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "more comes", func() bool { return f.bytes.FromGuest.Load() > moved })
+}
+
+// TestContextEndsFlood: a flow ends also while one side sends and the other reads all the
+// time.
+func TestContextEndsFlood(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	f := newFlow(ctx, t)
+	go io.Copy(f.guest, rand.NewChaCha8([32]byte{})) // both fail in the end
+	go io.Copy(io.Discard, f.host)
+	eventually(t, "much was moved", func() bool { return f.bytes.FromGuest.Load() > 8<<20 })
+	cancel()
+	if err := f.end(t); !errors.Is(err, context.Canceled) {
+		t.Errorf("the flow ended with %v, want %v", err, context.Canceled)
+	}
 }
 
 func TestBothWaysAtOnce(t *testing.T) {

@@ -6,9 +6,8 @@
 //
 // Mapping is endpoint-independent (RFC 4787 REQ-1): a session is one guest address
 // and port, and has one unconnected host socket for each family it talks to.
-// Filtering is address-dependent unless [EndpointIndependent] is asked for. What the
-// guest sees as the source of a reply is the address that it sent to, whatever
-// Config.Route made of it.
+// Filtering is address-dependent. What the guest sees as the source of a reply is the
+// address that it sent to, whatever Config.Route made of it.
 //
 // Unicast datagrams without IPv4 options or IPv6 extension headers are taken, whole or in fragments,
 // which are put together here; Input returns false for all others, which are the full stack's. To the

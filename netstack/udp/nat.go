@@ -23,25 +23,6 @@ import (
 // for the first datagram of a session to an address, and again every 3 s.
 type Route func(dst netip.AddrPort) (netip.AddrPort, error)
 
-// Filtering says from whom a session takes datagrams (RFC 4787 section 5).
-type Filtering int
-
-// The kinds of filtering.
-const (
-	AddressDependent    Filtering = iota // from addresses that the guest has sent to, any port
-	EndpointIndependent                  // from everybody: a full cone
-)
-
-func (f Filtering) String() string {
-	switch f {
-	case AddressDependent:
-		return "address-dependent"
-	case EndpointIndependent:
-		return "endpoint-independent"
-	}
-	return fmt.Sprintf("filtering %d", int(f))
-}
-
 // Limits bound the NAT; zero fields get the default.
 type Limits struct {
 	Sessions      int           // open at a time, default 4096
@@ -117,29 +98,27 @@ type Config struct {
 	// kernel's choice.
 	Outbound4, Outbound6 netip.Addr
 	// Prefixes are the guest's networks: nobody outside is shown with an address of theirs.
-	Prefixes  []netip.Prefix
-	MTU       int         // bytes of an IP packet, 68 at least
-	Offload   tap.Offload // TUN_F_* of the device; 0: plain frames
-	Filtering Filtering
-	Limits    Limits
+	Prefixes []netip.Prefix
+	MTU      int         // bytes of an IP packet, 68 at least
+	Offload  tap.Offload // TUN_F_* of the device; 0: plain frames
+	Limits   Limits
 }
 
 // NAT carries the guest's UDP. It is safe for concurrent use.
 type NAT struct {
-	link      *wire.Link
-	route     Route
-	local     func(src, dst netip.AddrPort, payload []byte, reply func(payload []byte)) bool
-	gateway   [2]netip.Addr
-	outbound  [2]netip.Addr
-	prefixes  []netip.Prefix
-	offload   tap.Offload
-	filtering Filtering
-	limits    Limits
-	tick      time.Duration // between sweeps
-	started   time.Time
-	errors    limiter
-	pace      *pace.Limiter // of sessions
-	scratch   sync.Pool     // of *wire.Scratch, off the poller
+	link     *wire.Link
+	route    Route
+	local    func(src, dst netip.AddrPort, payload []byte, reply func(payload []byte)) bool
+	gateway  [2]netip.Addr
+	outbound [2]netip.Addr
+	prefixes []netip.Prefix
+	offload  tap.Offload
+	limits   Limits
+	tick     time.Duration // between sweeps
+	started  time.Time
+	errors   limiter
+	pace     *pace.Limiter // of sessions
+	scratch  sync.Pool     // of *wire.Scratch, off the poller
 
 	// cutsOwn is set once the kernel has refused a datagram above the MTU in one frame, as Linux
 	// 4.14 does: it gets fragments from then on.
@@ -173,9 +152,6 @@ func New(cfg Config) (*NAT, error) {
 	if cfg.Gateway4.IsValid() && !cfg.Gateway4.Is4() || cfg.Gateway6.IsValid() && !cfg.Gateway6.Is6() {
 		return nil, fmt.Errorf("new UDP NAT: gateways %v and %v: want an IPv4 and an IPv6 address", cfg.Gateway4, cfg.Gateway6)
 	}
-	if cfg.Filtering != AddressDependent && cfg.Filtering != EndpointIndependent {
-		return nil, fmt.Errorf("new UDP NAT: %v is unknown", cfg.Filtering)
-	}
 	if err := cfg.Limits.defaults(); err != nil {
 		return nil, fmt.Errorf("new UDP NAT: %w", err)
 	}
@@ -184,20 +160,19 @@ func New(cfg Config) (*NAT, error) {
 		return nil, fmt.Errorf("new UDP NAT: %w", err)
 	}
 	n := &NAT{
-		link:      link,
-		route:     cfg.Route,
-		local:     cfg.Local,
-		gateway:   [2]netip.Addr{cfg.Gateway4, cfg.Gateway6},
-		outbound:  [2]netip.Addr{cfg.Outbound4, cfg.Outbound6},
-		prefixes:  cfg.Prefixes,
-		offload:   cfg.Offload,
-		filtering: cfg.Filtering,
-		limits:    cfg.Limits,
-		started:   time.Now(),
-		errors:    newLimiter(cfg.Limits.ICMPErrors),
-		pace:      pace.New(sessionsPerCPU),
-		done:      make(chan struct{}),
-		poller:    p,
+		link:     link,
+		route:    cfg.Route,
+		local:    cfg.Local,
+		gateway:  [2]netip.Addr{cfg.Gateway4, cfg.Gateway6},
+		outbound: [2]netip.Addr{cfg.Outbound4, cfg.Outbound6},
+		prefixes: cfg.Prefixes,
+		offload:  cfg.Offload,
+		limits:   cfg.Limits,
+		started:  time.Now(),
+		errors:   newLimiter(cfg.Limits.ICMPErrors),
+		pace:     pace.New(sessionsPerCPU),
+		done:     make(chan struct{}),
+		poller:   p,
 	}
 	n.scratch.New = func() any { return new(wire.Scratch) }
 	l := &n.limits

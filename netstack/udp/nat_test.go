@@ -83,64 +83,46 @@ func TestMappingIsEndpointIndependent(t *testing.T) {
 	}
 }
 
-func TestFiltering(t *testing.T) {
-	for _, tt := range []struct {
-		filtering Filtering
-		prefixes  []netip.Prefix
-		stranger  bool
-	}{
-		{AddressDependent, prefixes, false},
-		// Loopback is shown to nobody, so the full cone does not let it in either.
-		{EndpointIndependent, prefixes, false},
-	} {
-		t.Run(tt.filtering.String(), func(t *testing.T) {
-			g := newGuest()
-			cfg := testConfig(g)
-			cfg.Filtering = tt.filtering
-			n := newNAT(t, cfg)
-			known, addr := hostSocket(t, "127.0.0.1:0")
-			sibling, siblingAddr := hostSocket(t, "127.0.0.1:0")
-			stranger, _ := hostSocket(t, "127.0.0.3:0")
-			src, dst := at(guest4, 4000), at(gateway4, addr.Port())
-			in(t, n, udpFrame(src, dst, []byte("hello")))
-			_, from := read(t, known)
+// Any port of an address that the guest has sent to, and nobody else: RFC 4787 section 5.
+func TestFilteringIsAddressDependent(t *testing.T) {
+	g := newGuest()
+	n := newNAT(t, testConfig(g))
+	known, addr := hostSocket(t, "127.0.0.1:0")
+	sibling, siblingAddr := hostSocket(t, "127.0.0.1:0")
+	stranger, _ := hostSocket(t, "127.0.0.3:0")
+	src, dst := at(guest4, 4000), at(gateway4, addr.Port())
+	in(t, n, udpFrame(src, dst, []byte("hello")))
+	_, from := read(t, known)
 
-			writeTo(t, stranger, []byte("stranger"), from)
-			writeTo(t, sibling, []byte("sibling"), from)
-			want := []delivered{{at(gateway4, siblingAddr.Port()), src, []byte("sibling")}}
-			if diff := cmp.Diff(want, g.next(t).open(t), sameAddr); diff != "" {
-				t.Errorf("from another port (-want +got):\n%s", diff)
-			}
-			g.none(t)
-			if got := n.Stats().Dropped.Filtered; got != 1 {
-				t.Errorf("%d filtered, want 1", got)
-			}
-		})
+	writeTo(t, stranger, []byte("stranger"), from)
+	writeTo(t, sibling, []byte("sibling"), from)
+	want := []delivered{{at(gateway4, siblingAddr.Port()), src, []byte("sibling")}}
+	if diff := cmp.Diff(want, g.next(t).open(t), sameAddr); diff != "" {
+		t.Errorf("from another port (-want +got):\n%s", diff)
+	}
+	g.none(t)
+	if got := n.Stats().Dropped.Filtered; got != 1 {
+		t.Errorf("%d filtered, want 1", got)
 	}
 }
 
 func TestShown(t *testing.T) {
 	remote := netip.MustParseAddrPort("192.0.2.7:9000")
-	stranger := netip.MustParseAddrPort("203.0.113.9:7")
 	for _, tt := range []struct {
-		name      string
-		filtering Filtering
-		src       netip.AddrPort
-		want      netip.AddrPort
+		name string
+		src  netip.AddrPort
+		want netip.AddrPort // invalid: not at all
 	}{
-		{"the peer", AddressDependent, remote, remote},
-		{"the peer's other port", AddressDependent, at(remote.Addr(), 1), at(remote.Addr(), 1)},
-		{"mapped", AddressDependent, netip.MustParseAddrPort("127.0.0.1:53"), at(gateway4, 53)},
-		{"stranger", AddressDependent, stranger, netip.AddrPort{}},
-		{"stranger, full cone", EndpointIndependent, stranger, stranger},
-		{"the guest's network, full cone", EndpointIndependent, at(guest4, 5), netip.AddrPort{}},
-		{"link-local, full cone", EndpointIndependent, netip.MustParseAddrPort("169.254.1.1:5"), netip.AddrPort{}},
-		{"the other family, full cone", EndpointIndependent, netip.MustParseAddrPort("[2001:db8::1]:5"), netip.AddrPort{}},
+		{"the peer", remote, remote},
+		{"the peer's other port", at(remote.Addr(), 1), at(remote.Addr(), 1)},
+		{"mapped", netip.MustParseAddrPort("127.0.0.1:53"), at(gateway4, 53)},
+		{"stranger", netip.MustParseAddrPort("203.0.113.9:7"), netip.AddrPort{}},
+		{"the guest's network", at(guest4, 5), netip.AddrPort{}},
+		{"link-local", netip.MustParseAddrPort("169.254.1.1:5"), netip.AddrPort{}},
+		{"the other family", netip.MustParseAddrPort("[2001:db8::1]:5"), netip.AddrPort{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg := testConfig(newGuest())
-			cfg.Filtering = tt.filtering
-			n := newNAT(t, cfg)
+			n := newNAT(t, testConfig(newGuest()))
 			s := &session{nat: n, guest: at(guest4, 4000), peers: []peer{
 				{guest: remote, host: remote},
 				{guest: at(gateway4, 53), host: netip.MustParseAddrPort("127.0.0.1:53")},
@@ -651,7 +633,6 @@ func TestNewRefuses(t *testing.T) {
 		"MAC":          func(c *Config) { c.GuestMAC = nil },
 		"MTU":          func(c *Config) { c.MTU = 67 },
 		"gateway":      func(c *Config) { c.Gateway4 = gateway6 },
-		"filtering":    func(c *Config) { c.Filtering = 7 },
 		"limit":        func(c *Config) { c.Limits.Sessions = -1 },
 		"idle timeout": func(c *Config) { c.Limits.Idle = -time.Second },
 	} {

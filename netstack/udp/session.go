@@ -142,7 +142,7 @@ func (s *session) accept(m *message) (from, to netip.AddrPort, ok bool) {
 }
 
 // shown is the address under which the guest sees a host address, if it is let
-// through.
+// through: one that the guest has sent to, from any port (RFC 4787 section 5).
 func (s *session) shown(src netip.AddrPort) (netip.AddrPort, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -163,11 +163,7 @@ func (s *session) shown(src netip.AddrPort) (netip.AddrPort, bool) {
 	if same >= 0 {
 		return netip.AddrPortFrom(s.peers[same].guest.Addr(), src.Port()), true
 	}
-	if s.nat.filtering != EndpointIndependent || src.Addr().Is4() != s.guest.Addr().Is4() {
-		return netip.AddrPort{}, false
-	}
-	// The guest must not take a stranger for one of its own or for the host's local addresses.
-	return src, s.nat.foreign(src.Addr())
+	return netip.AddrPort{}, false
 }
 
 // idle is after which silence the session ends.
