@@ -27,9 +27,8 @@ const (
 // again is after how long a write that found no room is tried once more, whatever the
 // poller says. The kernel tells of room only when a third of the socket's send buffer is
 // free (sk_stream_is_writeable() in include/net/sock.h). On a long path, where
-// acknowledgements come in bursts, less than that would lie unused until the next one. A
-// variable for the tests.
-var again = 10 * time.Millisecond
+// acknowledgements come in bursts, less than that would lie unused until the next one.
+const again = 10 * time.Millisecond
 
 // worthIt is how many bytes have to be written then for the next such write to be tried
 // again too: a host that takes little is left to the kernel.

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -145,29 +146,6 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// TestRoomForLess: a host that takes less than a third of its send buffer is sent as much
-// more, of which the kernel tells nobody.
-func TestRoomForLess(t *testing.T) {
-	defer func(d time.Duration) { again = d }(again)
-	again = 4 * time.Second
-	ctx, cancel := context.WithCancel(t.Context())
-	f := newFlow(ctx, t)
-	defer f.end(t) // before again is as it was
-	defer cancel()
-	go io.Copy(f.guest, rand.NewChaCha8([32]byte{})) // it fails in the end
-	moved, since := uint64(0), time.Now()
-	eventually(t, "the host's buffers are full", func() bool {
-		if n := f.bytes.FromGuest.Load(); n != moved {
-			moved, since = n, time.Now()
-		}
-		return moved > 0 && time.Since(since) > again/8
-	})
-	if _, err := io.ReadFull(f.host, make([]byte, 64<<10)); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "more comes", func() bool { return f.bytes.FromGuest.Load() > moved })
-}
-
 // endless is an endpoint whose receive queue is never empty.
 type endless struct{ tcpip.Endpoint }
 
@@ -194,6 +172,90 @@ func TestStoppedFlow(t *testing.T) {
 	host.Close()
 	if n, err := io.Copy(io.Discard, far); n != 0 || err != nil {
 		t.Errorf("%d bytes were written, %v", n, err)
+	}
+}
+
+// unpolled is a host's socket of which the poller never tells that there is room.
+type unpolled struct {
+	fd       int
+	deadline time.Time
+	waits    chan time.Time // their deadlines
+	expired  chan struct{}  // the deadline has passed
+	closed   chan struct{}
+}
+
+func (u *unpolled) SyscallConn() (syscall.RawConn, error) { return u, nil }
+func (u *unpolled) SetDeadline(time.Time) error           { return nil }
+func (u *unpolled) SetWriteDeadline(t time.Time) error    { u.deadline = t; return nil }
+func (u *unpolled) Close() error                          { return nil }
+func (u *unpolled) Control(f func(uintptr)) error         { f(uintptr(u.fd)); return nil }
+func (u *unpolled) Read(func(uintptr) (done bool)) error  { return os.ErrInvalid }
+func (u *unpolled) Write(f func(uintptr) (done bool)) error {
+	if f(uintptr(u.fd)) {
+		return nil
+	}
+	u.waits <- u.deadline
+	if u.deadline.IsZero() {
+		<-u.closed
+		return os.ErrClosed
+	}
+	<-u.expired
+	return os.ErrDeadlineExceeded
+}
+
+// TestRoomUntold: room that the poller does not tell of is used after a moment, but a host
+// that took little then is left to the poller.
+func TestRoomUntold(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	filled := 0
+	for {
+		n, err := unix.Write(fds[0], make([]byte, 1000))
+		if err != nil {
+			break
+		}
+		filled += n
+	}
+	u := &unpolled{fd: fds[0], waits: make(chan time.Time, 8), expired: make(chan struct{}), closed: make(chan struct{})}
+	f := &flow{ep: endless{}, host: u, raw: u, turn: &Turn{}, stopped: make(chan struct{})}
+	o := newOutbound(f)
+	ended := make(chan bool, 1)
+	go func() { ended <- o.next() }()
+	next := func() time.Time {
+		t.Helper()
+		select {
+		case deadline := <-u.waits:
+			return deadline
+		case <-time.After(patience):
+			t.Fatal("it does not wait")
+			return time.Time{}
+		}
+	}
+	if deadline := next(); deadline.IsZero() || time.Until(deadline) > again {
+		t.Errorf("it waits until %v, want %v at the most", deadline, again)
+	}
+	for left := filled; left > 0; {
+		n, err := unix.Read(fds[1], make([]byte, left))
+		if err != nil {
+			t.Fatal(err)
+		}
+		left -= n
+	}
+	close(u.expired)
+	if deadline := next(); !deadline.IsZero() {
+		t.Errorf("after little was taken it waits until %v", deadline)
+	}
+	if n, err := unix.Read(fds[1], make([]byte, 2000)); n < 1000 || err != nil {
+		t.Errorf("%d bytes came, %v", n, err)
+	}
+	f.stop(context.Canceled)
+	close(u.closed)
+	if <-ended {
+		t.Error("it would go on")
 	}
 }
 
