@@ -65,7 +65,12 @@ few measurements to find any difference.`,
 				}
 				reports = append(reports, r)
 			}
-			c, err := compareReports(reports, float64(threshold), anyway)
+			if len(reports) == 2 && !anyway {
+				if different := bench.Differences(reports[0], reports[1]); len(different) > 0 {
+					return fmt.Errorf("%w: %s (--anyway compares them all the same)", bench.ErrDifferent, strings.Join(different, "; "))
+				}
+			}
+			c, err := compareReports(reports, float64(threshold))
 			if err != nil {
 				return err
 			}
@@ -87,14 +92,10 @@ few measurements to find any difference.`,
 	return cmd
 }
 
-// compareReports compares the builds in one report, or two reports, also of different
-// machines where they are compared anyway.
-func compareReports(reports []*bench.Report, threshold float64, anyway bool) (*bench.Comparison, error) {
+// compareReports compares the builds in one report, or two reports.
+func compareReports(reports []*bench.Report, threshold float64) (*bench.Comparison, error) {
 	if len(reports) == 1 {
 		return bench.CompareBuilds(reports[0], threshold)
-	}
-	if different := bench.Differences(reports[0], reports[1]); len(different) > 0 && !anyway {
-		return nil, fmt.Errorf("%w: %s (--anyway compares them all the same)", bench.ErrDifferent, strings.Join(different, "; "))
 	}
 	return bench.Compare(reports[0], reports[1], threshold)
 }
