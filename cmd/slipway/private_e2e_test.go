@@ -34,7 +34,7 @@ var unroutable = netip.MustParseAddr("203.0.113.7")
 // those that begin with "|", are printed here too.
 func onPrivateHost(t *testing.T) bool {
 	t.Helper()
-	return onPrivateHostWithin(t, 3*patience)
+	return onPrivateHostWithin(t, 4*patience) // a wait in it ends first, and says what did not
 }
 
 // onPrivateHostWithin is onPrivateHost for a test that takes longer.

@@ -67,6 +67,48 @@ func TestSlirp4netns(t *testing.T) {
 	}
 }
 
+// TestSlirp4netnsStuckEngine: the program ends also where its engine does not. In the
+// sandbox not every thread of it may send the engine a signal.
+func TestSlirp4netnsStuckEngine(t *testing.T) {
+	t.Parallel()
+	link := filepath.Join(t.TempDir(), "slirp4netns")
+	if err := os.Symlink(os.Getenv("SLIPWAY_BIN"), link); err != nil {
+		t.Fatal(err)
+	}
+	for name, options := range map[string][]string{"free": nil, "sandboxed": {"--enable-sandbox", "--enable-seccomp"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ready, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ready.Close()
+			cmd := exec.Command(link, append(options, "-c", "--ready-fd=3", strconv.Itoa(newTarget(t).Process.Pid), "tap0")...)
+			cmd.ExtraFiles = []*os.File{w}
+			p := start(t, cmd)
+			w.Close()
+			if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
+				t.Fatalf("ready descriptor: %q, %v", b, err)
+			}
+			engine := child(t, p.Process.Pid, "slipway engine")
+			for _, kill := range []struct {
+				pid    int
+				signal syscall.Signal
+			}{{engine, syscall.SIGSTOP}, {p.Process.Pid, syscall.SIGTERM}} {
+				if err := syscall.Kill(kill.pid, kill.signal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if status, want := p.waitWithin(patience), 128+int(syscall.SIGTERM); status != want {
+				t.Errorf("exit status %d, want %d", status, want)
+			}
+			if err := syscall.Kill(engine, 0); !errors.Is(err, syscall.ESRCH) {
+				t.Errorf("the engine is still there: %v", err)
+			}
+		})
+	}
+}
+
 // upstream finds slirp4netns itself.
 func upstream(t *testing.T) string {
 	t.Helper()

@@ -77,6 +77,7 @@ type engine struct {
 	ready  chan struct{} // closed when the engine says so
 	talked chan struct{} // closed when the request loop has ended
 	exited chan struct{} // closed when the process has ended
+	kill   chan struct{} // gets a value when it does not end by itself
 
 	talkErr error // why the request loop ended, set before talked is closed
 	state   error // why the process ended, set before exited is closed
@@ -98,7 +99,7 @@ func (m *monitor) startEngine(restarts int) (*engine, error) {
 	}
 	e := &engine{
 		conn: c, words: &lastWords{to: os.Stderr},
-		ready: make(chan struct{}), talked: make(chan struct{}), exited: make(chan struct{}),
+		ready: make(chan struct{}), talked: make(chan struct{}), exited: make(chan struct{}), kill: make(chan struct{}, 1),
 	}
 	e.cmd = &exec.Cmd{
 		Path: m.program, Args: []string{"slipway", "engine"}, Dir: "/", Env: environ(),
@@ -120,8 +121,10 @@ func (m *monitor) startEngine(restarts int) (*engine, error) {
 	return e, nil
 }
 
-// live starts the process and waits for its end, all on one thread: the
-// parent-death signal is sent when the thread that forked has gone (prctl(2)).
+// live starts the process and kills it, all on one thread, until it has ended. The
+// parent-death signal is sent when the thread that forked has gone (prctl(2)). And where
+// confine.Restrict was, each thread has a Landlock domain of its own, and may send signals
+// only to a process that it has started itself (LANDLOCK_SCOPE_SIGNAL in landlock(7)).
 func (e *engine) live(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -130,10 +133,18 @@ func (e *engine) live(started chan<- error) {
 	if err != nil {
 		return
 	}
-	if e.state = e.cmd.Wait(); e.state == nil {
-		e.state = errors.New("exit status 0")
+	go func() {
+		if e.state = e.cmd.Wait(); e.state == nil {
+			e.state = errors.New("exit status 0")
+		}
+		close(e.exited)
+	}()
+	select {
+	case <-e.exited:
+	case <-e.kill:
+		_ = e.cmd.Process.Kill() // an error says that it has ended
+		<-e.exited
 	}
-	close(e.exited)
 }
 
 // stop ends the process and the request loop, and waits for both. It may be called
@@ -146,7 +157,10 @@ func (e *engine) stop() {
 		return
 	case <-time.After(stopTimeout):
 	}
-	_ = e.cmd.Process.Kill() // an error says that it has ended
+	select {
+	case e.kill <- struct{}{}:
+	default: // it was sent before
+	}
 	<-e.exited
 }
 
