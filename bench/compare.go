@@ -160,12 +160,14 @@ func shift(before, after []float64) float64 {
 			quotients = append(quotients, q)
 		}
 	}
-	slices.Sort(quotients)
-	low, high := quotients[(len(quotients)-1)/2], quotients[len(quotients)/2]
-	if math.IsInf(high, 0) {
-		return high
-	}
-	return (low + high) / 2
+	return middle(quotients)
+}
+
+// middle is the median of at least one value, which may be infinite, unlike those that
+// interval takes. It sorts them.
+func middle(values []float64) float64 {
+	slices.Sort(values)
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }
 
 // holm adjusts the probabilities of all rows together, so that the chance of a false

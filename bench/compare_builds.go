@@ -18,11 +18,10 @@ func CompareBuilds(r *Report, threshold float64) (*Comparison, error) {
 		if o.Driver != DriverSlipwayOld {
 			continue
 		}
-		twin := o
-		twin.Driver = DriverSlipway
-		n := r.cell(twin.ID())
+		id := o.present().ID()
+		n := r.cell(id)
 		if n == nil {
-			c.Without = append(c.Without, twin.ID()+" (only of the old build)")
+			c.Without = append(c.Without, id+" (only of the old build)")
 			continue
 		}
 		before, oldRatio := r.ratios(o)
@@ -30,10 +29,10 @@ func CompareBuilds(r *Report, threshold float64) (*Comparison, error) {
 		quotients := r.quotients(*n, o)
 		switch {
 		case oldRatio != newRatio || len(before) == 0 || len(after) == 0 || len(quotients) == 0:
-			c.Without = append(c.Without, n.ID()+" (not measured in the same round, or with a defect, in one of them)")
+			c.Without = append(c.Without, id+" (not measured in the same round, or with a defect, in one of them)")
 			continue
 		case len(quotients) > maxRepetitions:
-			c.Without = append(c.Without, fmt.Sprintf("%s (more than %d measurements)", n.ID(), maxRepetitions))
+			c.Without = append(c.Without, fmt.Sprintf("%s (more than %d measurements)", id, maxRepetitions))
 			continue
 		}
 		c.Rows = append(c.Rows, Difference{
@@ -60,8 +59,7 @@ func center(quotients []float64) float64 {
 			logs = append(logs, (math.Log(a)+math.Log(b))/2)
 		}
 	}
-	slices.Sort(logs)
-	return math.Exp((logs[(len(logs)-1)/2] + logs[len(logs)/2]) / 2)
+	return math.Exp(middle(logs))
 }
 
 // signedRank is the probability that quotients lie as far to one side of 1 as these do,

@@ -195,10 +195,8 @@ func TestOldBuildRows(t *testing.T) {
 	}
 	c.Suite, c.Only = "full", nil
 	for _, cell := range catalogue(c) {
-		if twin := cell; cell.Driver == DriverSlipwayOld {
-			if twin.Driver = DriverSlipway; cell.class() != twin.class() {
-				t.Errorf("%s is of the class %q, %s of %q", cell.ID(), cell.class(), twin.ID(), twin.class())
-			}
+		if present := cell.present(); cell.class() != present.class() {
+			t.Errorf("%s is of the class %q, %s of %q", cell.ID(), cell.class(), present.ID(), present.class())
 		}
 	}
 }

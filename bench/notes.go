@@ -125,11 +125,12 @@ var classes = []struct {
 
 // class of a row, "" for a driver that is not known here.
 func (c Cell) class() class {
+	c = c.present()
 	published := sideOf(c) == sideHost
 	switch {
 	case c.kernel(), strings.HasPrefix(c.Driver, "bypass4netns"):
 		return classKernel
-	case published && (c.Driver == DriverSlipway || c.Driver == DriverSlipwayOld || c.Driver == DriverPasta || strings.HasPrefix(c.Driver, DriverRootlessKit)):
+	case published && (c.Driver == DriverSlipway || c.Driver == DriverPasta || strings.HasPrefix(c.Driver, DriverRootlessKit)):
 		return classSplice
 	case c.ours(), c.Driver == DriverSlirp4netns, c.Driver == DriverPasta,
 		strings.HasPrefix(c.Driver, "gvisor-tap-vsock"), strings.HasPrefix(c.Driver, "rootlesskit"):

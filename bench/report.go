@@ -209,14 +209,19 @@ const ordinaryMTU = 1500
 // matches says whether a word of --only means this row. One that means a row of Slipway
 // also means that of the other build.
 func (c Cell) matches(want string) bool {
-	if twin := c; c.Driver == DriverSlipwayOld {
-		twin.Driver = DriverSlipway
-		if twin.matches(want) {
-			return true
-		}
+	return want != "" && slices.ContainsFunc([]string{c.ID(), c.present().ID()}, func(id string) bool {
+		rest, ok := strings.CutPrefix(id, want)
+		return ok && (rest == "" || rest[0] == '/' || rest[0] == ',')
+	})
+}
+
+// present is, of a row of another build of Slipway, that of the build under test; every
+// other row is itself.
+func (c Cell) present() Cell {
+	if c.Driver == DriverSlipwayOld {
+		c.Driver = DriverSlipway
 	}
-	rest, ok := strings.CutPrefix(c.ID(), want)
-	return want != "" && ok && (rest == "" || rest[0] == '/' || rest[0] == ',')
+	return c
 }
 
 // Failed names the rows without which a run is worth nothing, those of the host and
@@ -224,7 +229,7 @@ func (c Cell) matches(want string) bool {
 func (r *Report) Failed() []string {
 	var failed []string
 	for _, c := range r.Cells {
-		if c.Driver != DriverHost && c.Driver != DriverSlipway && c.Driver != DriverSlipwayOld {
+		if c.Driver != DriverHost && c.present().Driver != DriverSlipway {
 			continue
 		}
 		if c.failure() != "" {
