@@ -360,7 +360,7 @@ func (s *Stack) Close() error {
 	}
 	if s.stack != nil {
 		s.stack.Close()
-		// Removing the interface ends the receive loop and closes the device.
+		// The interface, once removed, is closed: that ends the receive loop and closes the device.
 		if err := s.stack.RemoveNIC(nicID); err != nil {
 			errs = append(errs, s.cfg.Device.Close())
 		}

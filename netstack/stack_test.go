@@ -445,3 +445,36 @@ func TestSnake(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseUnderLoad: a guest that sends all the time does not keep a stack from closing.
+func TestCloseUnderLoad(t *testing.T) {
+	g := newGuest(t, closed())
+	b := make([]byte, tap.HeaderLen)
+	(&tap.Header{}).Put(b)
+	b = append(b, ft.TCP(ft.Guest4, ft.Gate4, header.TCPFlagAck, "")...)
+	sent := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := g.file.Write(b); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	g.until("a reset", func(f []byte) bool {
+		return header.IPv4(f[header.EthernetMinimumSize:]).TransportProtocol() == header.TCPProtocolNumber
+	})
+	done := make(chan error, 1)
+	go func() { done <- g.stack.Close() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the stack has not closed after 10 s")
+	}
+	if err := <-sent; !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		t.Error(err)
+	}
+}

@@ -201,23 +201,21 @@ func (e *Endpoint) IsAttached() bool {
 }
 
 // Attach implements stack.NetworkLinkEndpoint: with a dispatcher it starts the
-// receive loop, with nil it ends it and closes the device.
+// receive loop. With nil it does not wait for that to end: the stack detaches under its
+// own lock, and a frame on its way up may want that one.
 func (e *Endpoint) Attach(d stack.NetworkDispatcher) {
 	e.mu.Lock()
-	started := e.done != nil
+	defer e.mu.Unlock()
 	e.dispatcher = d
-	if d != nil && !started {
+	if d != nil && e.done == nil {
 		e.done = make(chan struct{})
 		go e.receive(d, e.done)
-	}
-	e.mu.Unlock()
-	if d == nil && started {
-		e.Close()
 	}
 }
 
 // Close implements stack.NetworkLinkEndpoint. It ends the receive loop, and closes
-// the device after it; nobody may send any more.
+// the device after it; nobody may send any more. The stack calls it when it has removed
+// the interface.
 func (e *Endpoint) Close() {
 	e.stopping.Store(true)
 	// A deadline in the past wakes a loop that is parked. The only error of both
