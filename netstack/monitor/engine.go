@@ -98,7 +98,7 @@ func (m *monitor) startEngine(restarts int) (*engine, error) {
 		return nil, err
 	}
 	e := &engine{
-		conn: c, words: &lastWords{to: os.Stderr},
+		conn: c, words: &lastWords{to: m.output},
 		ready: make(chan struct{}), talked: make(chan struct{}), exited: make(chan struct{}), kill: make(chan struct{}, 1),
 	}
 	e.cmd = &exec.Cmd{
@@ -151,17 +151,14 @@ func (e *engine) live(started chan<- error) {
 // again.
 func (e *engine) stop() {
 	e.conn.close()
-	<-e.talked
-	select {
-	case <-e.exited:
-		return
-	case <-time.After(stopTimeout):
-	}
-	select {
-	case e.kill <- struct{}{}:
-	default: // it was sent before
-	}
+	defer time.AfterFunc(stopTimeout, func() {
+		select {
+		case e.kill <- struct{}{}:
+		default: // it was sent before
+		}
+	}).Stop()
 	<-e.exited
+	<-e.talked
 }
 
 // obituary is why the engine ended, with what it said last.
@@ -238,6 +235,9 @@ func (m *monitor) replySockets(e *engine, msg *message) error {
 	err = e.conn.send(kindSockets, msg.id, socketsReply{newFailure(err)}, fds)
 	for _, f := range files {
 		f.Close()
+	}
+	if errors.Is(err, errUnsent) {
+		return e.conn.send(kindSockets, msg.id, socketsReply{newFailure(err)}, nil)
 	}
 	return err
 }

@@ -66,6 +66,7 @@ type Ready struct {
 type monitor struct {
 	cfg       Config
 	log       *slog.Logger
+	output    *output // standard error of engines, and of supervise
 	listeners listeners
 	forwards  forwards
 	device    int             // outside of the poller
@@ -254,6 +255,8 @@ func nextDelay(d time.Duration) time.Duration { return min(max(2*d, minDelay), m
 
 // supervise keeps an engine running.
 func (m *monitor) supervise(ctx context.Context, ready func(Ready) error) error {
+	m.output = newOutput(os.Stderr)
+	defer m.output.close()
 	var delay time.Duration
 	var restarts, failures int
 	announced := false
@@ -276,16 +279,22 @@ func (m *monitor) supervise(ctx context.Context, ready func(Ready) error) error 
 		if errors.As(err, &fatal) {
 			return fatal.err
 		}
-		if served > 0 {
+		switch {
+		case served > 0:
 			failures = 0
-		} else if failures++; failures == maxFailures {
+		case announced && errors.Is(err, unix.ETOOMANYREFS): // which another program of the user can bring about
+		default:
+			failures++
+		}
+		if failures == maxFailures {
 			return fmt.Errorf("the engine does not start, tried %d times: %w", failures, err)
 		}
 		if served >= stable {
 			delay = 0
 		}
 		restarts++
-		m.log.Error("the engine ended and is started again", "error", err, "restarts", restarts, "delay", delay)
+		args := []any{"error", err, "restarts", restarts, "delay", delay}
+		m.output.do(func() { m.log.Error("the engine ended and is started again", args...) })
 		select {
 		case <-ctx.Done():
 			return nil
@@ -324,7 +333,7 @@ func (m *monitor) oneEngine(ctx context.Context, restarts int, ready func(pid in
 				return 0, err
 			}
 			if err := confine.ReleaseImage(); err != nil {
-				m.log.Debug("the monitor keeps more memory than it needs", "error", err)
+				m.output.do(func() { m.log.Debug("the monitor keeps more memory than it needs", "error", err) })
 			}
 		case <-timeout.C:
 			err = fmt.Errorf("the engine was not ready within %v", readyTimeout)

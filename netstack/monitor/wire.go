@@ -22,8 +22,13 @@ const (
 	maxFiles  = 250
 )
 
-// sendTimeout bounds how long the other side may leave its socket full.
-const sendTimeout = 5 * time.Second
+// sendTimeout bounds how long the other side may leave its socket full. A variable for the
+// tests.
+var sendTimeout = 5 * time.Second
+
+// errUnsent is wrapped by errors of messages of which nothing was sent, since there were too
+// many descriptors in flight. The connection is as good as before.
+var errUnsent = errors.New("nothing was sent")
 
 // errProtocol is wrapped by errors of a peer that does not keep to the protocol.
 var errProtocol = errors.New("protocol error")
@@ -134,7 +139,11 @@ func (c *conn) send(kind string, id uint64, v any, fds []int) error {
 	for first := true; first || len(body) > 0 || len(fds) > 0; first = false {
 		b, f := min(len(body), maxChunk), min(len(fds), maxFiles)
 		p := packet{Kind: kind, ID: id, Body: body[:b], Files: f, More: len(body) > b || len(fds) > f}
-		if err := c.write(p, fds[:f], deadline); err != nil {
+		err := c.write(p, fds[:f], deadline)
+		if first && errors.Is(err, unix.ETOOMANYREFS) {
+			return fmt.Errorf("send %s: %w: %w", kind, errUnsent, err)
+		}
+		if err != nil {
 			return fmt.Errorf("send %s: %w", kind, err)
 		}
 		body, fds = body[b:], fds[f:]
@@ -154,11 +163,14 @@ func (c *conn) write(p packet, fds []int, deadline time.Time) error {
 	for {
 		_, _, err := c.unix.WriteMsgUnix(b, oob, nil)
 		// A user may have as many descriptors in flight as one process may have open
-		// (too_many_unix_fds in net/unix/scm.c): wait until the peer has taken some.
-		if !errors.Is(err, unix.ETOOMANYREFS) || time.Now().After(deadline) {
+		// (too_many_unix_fds in net/unix/scm.c): wait until somebody has taken some.
+		if !errors.Is(err, unix.ETOOMANYREFS) {
 			return err
 		}
 		time.Sleep(time.Millisecond)
+		if time.Now().After(deadline) {
+			return err
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -227,4 +228,64 @@ func TestNextDelay(t *testing.T) {
 	if want := []time.Duration{50 * ms, 100 * ms, 200 * ms, 400 * ms, 800 * ms, 1000 * ms, 1000 * ms}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
+}
+
+// TestTooManyInFlight: another program of the user, a container's too, can keep as many
+// descriptors in flight as a user may have. A message that cannot be sent for that leaves
+// the connection as it was.
+func TestTooManyInFlight(t *testing.T) {
+	before := sendTimeout
+	sendTimeout = 50 * time.Millisecond
+	defer func() { sendTimeout = before }()
+	a, b := pair(t, 100, 1)
+	files, fds := pipes(t, 1)
+	var files0 unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files0); err != nil {
+		t.Fatal(err)
+	}
+	hoard, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const limit = 400 // more than this process has open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: files0.Max}); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// CAP_SYS_RESOURCE and CAP_SYS_ADMIN lift the bound. The thread ends with the goroutine.
+		runtime.LockOSThread()
+		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&hdr, &none[0]); err != nil {
+			t.Error(err)
+			return
+		}
+		rights := unix.UnixRights(slices.Repeat(fds, 200)...)
+		for sent := 0; sent <= limit; sent += 200 {
+			if err := unix.Sendmsg(hoard[0], []byte("x"), rights, nil, 0); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+		if err := a.send("kind", 1, "one", fds); !errors.Is(err, errUnsent) || !errors.Is(err, unix.ETOOMANYREFS) {
+			t.Errorf("send: %v, want %v and %v", err, errUnsent, unix.ETOOMANYREFS)
+		}
+		if err := a.send("kind", 2, "two", nil); err != nil {
+			t.Error(err)
+		}
+	}()
+	<-ended
+	if err := errors.Join(unix.Setrlimit(unix.RLIMIT_NOFILE, &files0), unix.Close(hoard[0]), unix.Close(hoard[1])); err != nil {
+		t.Fatal(err)
+	}
+	msg, err := b.recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if msg.id != 2 || string(msg.body) != `"two"` {
+		t.Errorf("got message %d, %s; want the second", msg.id, msg.body)
+	}
+	runtime.KeepAlive(files)
 }

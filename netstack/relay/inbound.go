@@ -3,6 +3,7 @@ package relay
 import (
 	"io"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,8 @@ type inbound struct {
 	errno  unix.Errno
 	eof    bool
 	werr   tcpip.Error
+	stall  *time.Ticker // nil until the guest has once taken nothing
+	idle   bool         // nothing was read since it ticked
 	ep     tcpip.Endpoint
 	try    func(fd uintptr) bool
 }
@@ -96,7 +99,7 @@ func (f *flow) toGuest() {
 	defer f.queue.EventUnregister(&entry)
 	i := &inbound{ep: f.ep}
 	i.try = i.attempt
-	defer i.release()
+	defer i.end()
 	for {
 		i.read, i.errno, i.werr = 0, 0, nil
 		if err := f.raw.Read(i.try); err != nil {
@@ -104,6 +107,7 @@ func (f *flow) toGuest() {
 			return
 		}
 		if i.read > 0 {
+			i.idle = false
 			for _, b := range f.bytes {
 				b.ToGuest.Add(uint64(i.read))
 			}
@@ -111,7 +115,7 @@ func (f *flow) toGuest() {
 		switch i.werr.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			if !f.wait(ready) {
+			if !i.wait(f, ready) {
 				return
 			}
 			continue
@@ -136,6 +140,30 @@ func (f *flow) toGuest() {
 			// The guest may have closed already; then there is nobody to tell.
 			_ = f.ep.Shutdown(tcpip.ShutdownWrite)
 			return
+		}
+	}
+}
+
+// wait blocks until the endpoint notifies ready. It reports false when the flow has been
+// stopped, or has nobody to wait for any more: the poller tells of a reset by the host only
+// who reads, which nobody does while the guest does not. What came before the reset is the
+// guest's for lingerTime at the least, and for as long as it takes some of it.
+func (i *inbound) wait(f *flow, ready <-chan struct{}) bool {
+	if i.stall == nil {
+		i.stall = time.NewTicker(lingerTime)
+	}
+	for {
+		select {
+		case <-ready:
+			return true
+		case <-f.stopped:
+			return false
+		case <-i.stall.C:
+			if i.idle && resetUnseen(f.raw, &f.finPassed) {
+				f.hostError("read", unix.ECONNRESET)
+				return false
+			}
+			i.idle = true
 		}
 	}
 }
@@ -252,6 +280,13 @@ func (i *inbound) attemptRest() bool {
 		i.known = 0
 	}
 	return true
+}
+
+func (i *inbound) end() {
+	i.release()
+	if i.stall != nil {
+		i.stall.Stop()
+	}
 }
 
 // release gives the buffer for small answers back: a flow that waits has none.

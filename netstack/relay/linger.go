@@ -11,7 +11,9 @@ import (
 
 // lingerTime is how long the guest may take for what is left to be sent to it after both
 // sides have closed. gVisor itself would wait as long as the guest answers that its window
-// is closed; Linux bounds the same by tcp_orphan_retries (tcp(7)). A variable for the tests.
+// is closed; Linux bounds the same by tcp_orphan_retries (tcp(7)). It is also how long one
+// side may leave untaken what the other one sent before it reset the connection. A variable
+// for the tests.
 var lingerTime = time.Minute
 
 // lingering is an endpoint after its flow.

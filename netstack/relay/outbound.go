@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -85,6 +84,7 @@ type outbound struct {
 	flow    *flow
 	ready   chan struct{} // wakes the goroutine
 	started atomic.Bool   // it was begun, or shall not be any more
+	parked  atomic.Bool   // it waits until the host takes more
 	quit    chan struct{} // tells it to end
 	gone    chan struct{} // closed when it has ended
 	fin     chan struct{} // closed when the guest's FIN went to the host
@@ -115,7 +115,10 @@ func newOutbound(f *flow) *outbound {
 }
 
 // NotifyEvent implements waiter.EventListener. gVisor may hold the endpoint's lock.
-func (o *outbound) NotifyEvent(waiter.EventMask) {
+func (o *outbound) NotifyEvent(mask waiter.EventMask) {
+	if mask&(waiter.EventErr|waiter.EventHUp) != 0 && o.parked.Load() {
+		o.hurry()
+	}
 	if !o.flow.turn.notes(o) {
 		o.wake()
 	}
@@ -239,7 +242,10 @@ func (o *outbound) write() bool {
 		err = o.wait(time.Time{})
 		o.slow = false
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded): // see hurry; or f was stopped before
+		f.stop(fmt.Errorf("relay: write: guest: %w", ErrReset))
+	case err != nil:
 		f.hostError("write", err)
 	}
 	return err == nil
@@ -251,10 +257,28 @@ func (o *outbound) wait(deadline time.Time) error {
 	if err := f.host.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
+	o.parked.Store(true)
+	defer o.parked.Store(false)
+	o.hurry()          // it may have been notified before
 	if f.isStopped() { // which has set a deadline too, perhaps before this one
 		return os.ErrDeadlineExceeded
 	}
 	return f.raw.Write(o.try)
+}
+
+// hurry gives the host lingerTime to take what a guest has sent that has reset the
+// connection since. It would be waited for for ever: a host that does not read sees no
+// reset, and the guest knows of nothing any more.
+func (o *outbound) hurry() {
+	f := o.flow
+	if !guestReset(f) {
+		return
+	}
+	// An error of either is for whoever writes.
+	_ = f.host.SetWriteDeadline(time.Now().Add(lingerTime))
+	if f.isStopped() { // which has set a deadline too, perhaps before this one
+		_ = f.host.SetDeadline(longAgo)
+	}
 }
 
 // writeOnce leaves what the host does not take at once to the goroutine.
@@ -303,9 +327,7 @@ func (o *outbound) take() bool {
 // reads any more.
 func (o *outbound) watch() bool {
 	f := o.flow
-	// A reset in CLOSE_WAIT leaves the endpoint closed and not in error.
-	state := tcp.EndpointState(f.ep.State())
-	if (state == tcp.StateError || state == tcp.StateClose) && !f.finSent.Load() {
+	if guestReset(f) && !f.finSent.Load() {
 		f.stop(fmt.Errorf("relay: after FIN: guest: %w", ErrReset))
 		return false
 	}

@@ -126,17 +126,6 @@ func (f *flow) closeWrite() error {
 	return os.NewSyscallError("shutdown", result)
 }
 
-// wait blocks until the endpoint notifies ready; it reports false when the flow
-// has been stopped.
-func (f *flow) wait(ready <-chan struct{}) bool {
-	select {
-	case <-ready:
-		return true
-	case <-f.stopped:
-		return false
-	}
-}
-
 // guestError turns an error of the endpoint into the flow's end.
 func (f *flow) guestError(op string, err tcpip.Error) {
 	reset := false

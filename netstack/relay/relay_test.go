@@ -156,6 +156,8 @@ func (endless) Read(w io.Writer, _ tcpip.ReadOptions) (tcpip.ReadResult, tcpip.E
 
 func (endless) ModerateRecvBuf(int) {}
 
+func (endless) State() uint32 { return uint32(tcp.StateEstablished) }
+
 // TestStoppedFlow: a flow that was stopped writes no more, whatever there is.
 func TestStoppedFlow(t *testing.T) {
 	far, host := loopbackPair(t)
@@ -330,6 +332,18 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
+// resetGuest makes the guest's stack send RST: unread data at Close.
+func (f *flowTest) resetGuest(t *testing.T) {
+	t.Helper()
+	if _, err := f.host.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(f.guest, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	f.guest.Close()
+}
+
 func TestReset(t *testing.T) {
 	exchange := func(t *testing.T, f *flowTest) {
 		t.Helper()
@@ -352,21 +366,10 @@ func TestReset(t *testing.T) {
 			t.Errorf("Run returned %v, want ErrReset", err)
 		}
 	})
-	// resetGuest makes the guest's stack send RST: unread data at Close.
-	resetGuest := func(t *testing.T, f *flowTest) {
-		t.Helper()
-		if _, err := f.host.Write(make([]byte, 1000)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(f.guest, make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
-		f.guest.Close()
-	}
 	t.Run("by the guest", func(t *testing.T) {
 		f := newFlow(t.Context(), t)
 		exchange(t, f)
-		resetGuest(t, f)
+		f.resetGuest(t)
 		if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the host read %v, want ECONNRESET", err)
 		}
@@ -383,7 +386,7 @@ func TestReset(t *testing.T) {
 		if _, err := f.host.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Fatalf("the host read %v, want EOF", err)
 		}
-		resetGuest(t, f)
+		f.resetGuest(t)
 		if err := f.end(t); !errors.Is(err, ErrReset) {
 			t.Errorf("Run returned %v, want ErrReset", err)
 		}

@@ -32,3 +32,10 @@ func resetUnseen(c syscall.RawConn, finSent *atomic.Bool) bool {
 func endpointReset(ep tcpip.Endpoint) bool {
 	return tcp.EndpointState(ep.State()) == tcp.StateError
 }
+
+// guestReset reports whether the guest has reset the connection. A reset in CLOSE_WAIT
+// leaves the endpoint closed and not in error; so does an orderly end, after the host's FIN.
+func guestReset(f *flow) bool {
+	state := tcp.EndpointState(f.ep.State())
+	return state == tcp.StateError || state == tcp.StateClose && !f.finSent.Load()
+}
