@@ -109,6 +109,60 @@ func TestSlirp4netnsStuckEngine(t *testing.T) {
 	}
 }
 
+// TestStuckStderr: standard error that nobody reads stops neither the replacement of an
+// engine nor the end.
+func TestStuckStderr(t *testing.T) {
+	t.Parallel()
+	unread, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unread.Close()
+	ready, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "slirp4netns", "-c", "--ready-fd=3", strconv.Itoa(newTarget(t).Process.Pid), "tap0")
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{w}, stderr
+	p := start(t, cmd)
+	w.Close()
+	stderr.Close()
+	if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
+		t.Fatalf("ready descriptor: %q, %v", b, err)
+	}
+	engine := child(t, p.Process.Pid, "slipway engine")
+	// Opened again, that it does not block is only so here.
+	fill, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", unread.Fd()), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for piece := make([]byte, 4096); err == nil; {
+		_, err = syscall.Write(int(fill.Fd()), piece)
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(engine, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, "another engine", func() bool {
+		for pid, cmdline := range descendants(t, p.Process.Pid) {
+			if pid != engine && strings.HasSuffix(cmdline, "slipway engine") {
+				return true
+			}
+		}
+		return false
+	})
+	if err := syscall.Kill(p.Process.Pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if status, want := p.waitWithin(patience), 128+int(syscall.SIGTERM); status != want {
+		t.Errorf("exit status %d, want %d", status, want)
+	}
+}
+
 // upstream finds slirp4netns itself.
 func upstream(t *testing.T) string {
 	t.Helper()
