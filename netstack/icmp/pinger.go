@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,8 @@ type pinger struct {
 	file *os.File
 	raw  syscall.RawConn
 	v6   bool
+
+	closing atomic.Bool
 }
 
 // buffer is what a message is received in. Idle sessions have none.
@@ -66,7 +69,11 @@ func openPinger(to, from netip.Addr) (*pinger, error) {
 	return p, nil
 }
 
-func (p *pinger) close() { _ = p.file.Close() }
+// close waits until receive has let the socket go.
+func (p *pinger) close() {
+	p.closing.Store(true)
+	_ = p.file.Close()
+}
 
 // wakeAt makes receive return os.ErrDeadlineExceeded then.
 func (p *pinger) wakeAt(t time.Time) { _ = p.file.SetReadDeadline(t) }
@@ -112,7 +119,8 @@ func (p *pinger) receive(pool *sync.Pool, reply func(*buffer), failed func(*buff
 	return p.raw.Read(func(fd uintptr) bool {
 		b := pool.Get().(*buffer)
 		defer pool.Put(b)
-		for failures := 0; failures < maxFailures; {
+		// Messages may come for as long as there is somebody who sends them.
+		for failures := 0; failures < maxFailures && !p.closing.Load(); {
 			for {
 				ok, e, isError := p.read(int(fd), b, unix.MSG_ERRQUEUE)
 				if !ok {
