@@ -3,7 +3,6 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -21,12 +20,11 @@ const namespaceFlags = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLON
 
 // stageConfig says how to start a stage.
 type stageConfig struct {
-	role           string // its argument 0
-	flags          uintptr
-	plan           idmap.Plan
-	stdin          *os.File
-	stdout, stderr io.Writer
-	files          []*os.File // descriptors from specFD on
+	role                  string // its argument 0
+	flags                 uintptr
+	plan                  idmap.Plan
+	stdin, stdout, stderr *os.File
+	files                 []*os.File // descriptors from specFD on
 }
 
 // stageProcess is a process of the hidden role "stage" in namespaces of its

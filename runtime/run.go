@@ -128,6 +128,7 @@ type container struct {
 	*stageProcess // nil before launch
 	conn          connection
 	term          *terminal
+	copies        []*outputCopy
 }
 
 // start brings the container up to the workload's execve.
@@ -195,6 +196,11 @@ func (c *container) launch(s spec) error {
 		return err
 	}
 	defer stdin.Close()
+	defer func() {
+		for _, k := range c.copies {
+			k.in.Close() // the stage has it
+		}
+	}()
 	stdout, stderr, err := c.outputs()
 	if err != nil {
 		return err
@@ -226,28 +232,37 @@ func (c *container) stdin() (*os.File, error) {
 // outputs are what the workload writes to: the caller's, but for terminals. From those it
 // could read what is typed, so it gets a pipe, as with Docker; one for both, to keep their
 // order.
-func (c *container) outputs() (stdout, stderr io.Writer, err error) {
+func (c *container) outputs() (stdout, stderr *os.File, err error) {
 	stdout, stderr = c.cfg.Stdout, c.cfg.Stderr
 	if isTerminal(c.cfg.Stdout) {
-		stdout = &pipe{c.cfg.Stdout}
+		if stdout, err = c.pipe(c.cfg.Stdout); err != nil {
+			return nil, nil, err
+		}
 	}
 	if !isTerminal(c.cfg.Stderr) {
 		return stdout, stderr, nil
 	}
-	stderr = &pipe{c.cfg.Stderr}
 	a, errA := c.cfg.Stdout.Stat()
 	b, errB := c.cfg.Stderr.Stat()
 	if err := errors.Join(errA, errB); err != nil {
 		return nil, nil, fmt.Errorf("standard output: %w", err)
 	}
 	if os.SameFile(a, b) {
-		stderr = stdout
+		return stdout, stdout, nil
 	}
-	return stdout, stderr, nil
+	stderr, err = c.pipe(c.cfg.Stderr)
+	return stdout, stderr, err
 }
 
-// pipe makes os/exec put a pipe before a writer which is a file.
-type pipe struct{ io.Writer }
+// pipe returns what is copied to to.
+func (c *container) pipe(to *os.File) (*os.File, error) {
+	k, err := newOutputCopy(to)
+	if err != nil {
+		return nil, err
+	}
+	c.copies = append(c.copies, k)
+	return k.in, nil
+}
 
 // attach joins the workload's terminal to ours.
 func (c *container) attach(master *os.File) error {
@@ -335,20 +350,31 @@ func (c *container) connLost() error {
 	return fmt.Errorf("%s was killed, so the container is too", who)
 }
 
-// wait is the launcher's life beside a running workload.
+// wait is the launcher's life beside a running workload, and until what that has printed
+// was written. The workload may have passed its output to somebody outside of the
+// container: then the end does not come by itself, but by signals.
 func (c *container) wait(ctx context.Context) (int, error) {
 	var stops []time.Time
+	exited, conn := c.exited, c.conn.Done()
+	var printed <-chan struct{}
 	for {
 		select {
-		case <-c.exited:
+		case <-exited:
+			exited, conn, printed = nil, nil, c.printed()
+			if c.term != nil {
+				if err := c.term.restore(); err != nil { // for Ctrl-C
+					return 0, err
+				}
+			}
+		case <-printed:
 			return c.status(), nil
 		case <-ctx.Done():
 			return 0, ctx.Err()
-		case <-c.conn.Done():
+		case <-conn:
 			// A monitor may also end because the container has.
 			select {
-			case <-c.exited:
-				return c.status(), nil
+			case <-exited:
+				continue
 			case <-time.After(settle):
 			}
 			return 0, c.connLost()
@@ -357,15 +383,35 @@ func (c *container) wait(ctx context.Context) (int, error) {
 			if n == unix.SIGINT || n == unix.SIGTERM {
 				now := time.Now()
 				stops = append(slices.DeleteFunc(stops, func(t time.Time) bool { return now.Sub(t) > forceWithin }), now)
-				if len(stops) >= forceAfter {
-					c.cfg.Log.Warn(fmt.Sprintf("%d times %v: killing the container", len(stops), n))
-					c.kill()
-					return c.status(), nil
-				}
 			}
-			c.forward(n)
+			switch {
+			case len(stops) < forceAfter:
+				c.forward(n)
+			case exited == nil:
+				c.cfg.Log.Warn(fmt.Sprintf("%d times %v: not waiting for the rest of the output", len(stops), n))
+				return c.status(), nil
+			default:
+				c.cfg.Log.Warn(fmt.Sprintf("%d times %v: killing the container", len(stops), n))
+				stops = nil
+				c.kill()
+			}
 		}
 	}
+}
+
+// printed is closed when all that the workload has printed was written.
+func (c *container) printed() <-chan struct{} {
+	all := make(chan struct{})
+	go func() {
+		defer close(all)
+		for _, k := range c.copies {
+			<-k.done
+		}
+		if c.term != nil {
+			<-c.term.output
+		}
+	}()
+	return all
 }
 
 // A workload that is pid 1 and has no handler ignores SIGINT and SIGTERM
@@ -376,6 +422,9 @@ const (
 	// settle is how long a container whose monitor ended may take to have
 	// ended itself.
 	settle = 100 * time.Millisecond
+	// flushTimeout is how long a container that was not waited for may take to have what it
+	// printed written.
+	flushTimeout = time.Second
 )
 
 // lastSignal is SIGRTMAX, signal(7).
@@ -419,7 +468,14 @@ func (c *container) close() error {
 		return nil
 	}
 	c.kill()
+	select {
+	case <-c.printed():
+	case <-time.After(flushTimeout):
+	}
 	var errs []error
+	for _, k := range c.copies {
+		k.close()
+	}
 	if c.term != nil {
 		errs = append(errs, c.term.Close())
 	}

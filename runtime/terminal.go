@@ -115,15 +115,14 @@ func (t *terminal) restore() error {
 	return term.Restore(int(t.in.Fd()), saved)
 }
 
-// Close waits for the rest of the output, after the workload has ended, and
-// gives the caller's terminal back.
+// Close ends both copies, and gives the caller's terminal back. Where nobody takes the
+// output, its copy ends later.
 func (t *terminal) Close() error {
-	<-t.output
 	if t.stop != nil {
 		t.stop.Close()
 	}
-	<-t.input
 	err := t.master.Close()
+	<-t.input
 	if errors.Is(err, os.ErrClosed) {
 		err = nil // by copyOut
 	}

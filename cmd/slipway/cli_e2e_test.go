@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -289,27 +290,29 @@ func TestThreeTimesIsHeeded(t *testing.T) {
 	p := slipway(t, "run", "--rm", "host", "sh", "-c", "echo up; exec sleep 614")
 	p.says("up")
 	child(t, p.Process.Pid, "sleep 614")
-	for {
-		if err := p.Process.Signal(unix.SIGINT); errors.Is(err, os.ErrProcessDone) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
+	if status := p.insist(unix.SIGINT); status != 137 {
+		t.Errorf("exit status %d, want 137", status)
+	}
+	if got := p.stderr.String(); !strings.Contains(got, "killing the container") {
+		t.Errorf("standard error: %q", got)
+	}
+}
+
+// insist sends a signal until the process has ended, and returns its exit status.
+func (p *process) insist(n syscall.Signal) int {
+	p.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		if err := p.Process.Signal(n); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			p.t.Fatal(err)
 		}
 		select {
 		case <-p.done:
-			if status := p.wait(); status != 137 {
-				t.Errorf("exit status %d, want 137", status)
-			}
-			if got := p.stderr.String(); !strings.Contains(got, "killing the container") {
-				t.Errorf("standard error: %q", got)
-			}
-			return
-		case <-t.Context().Done():
-			t.Fatal("still there")
-		default:
+			return p.wait()
+		case <-time.After(20 * time.Millisecond): // signals that are pending together are one signal
 		}
-		time.Sleep(20 * time.Millisecond) // signals that are pending together are one signal
 	}
+	p.t.Fatal("still there")
+	return 0
 }
 
 // terminalSession is a slipway whose terminal the test holds the other end of.
@@ -424,6 +427,29 @@ func TestTerminal(t *testing.T) {
 		r.Close()
 		p.wait() // the workload's terminal is hung up
 	})
+	for name, flags := range map[string][]string{"a pipe": nil, "a terminal": {"-t"}, "a terminal and its input": {"-it"}} {
+		t.Run(name+" that others hold", func(t *testing.T) {
+			t.Parallel()
+			s := atTerminal(t, size, slices.Concat([]string{"run", "--rm"}, flags, []string{"host", "sh", "-c", "echo up; exec sleep 615"})...)
+			s.says("up")
+			workload := child(t, s.Process.Pid, "sleep 615")
+			// As somebody would to whom the workload has passed it, SCM_RIGHTS in unix(7).
+			held, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/1", workload), os.O_WRONLY|unix.O_NOCTTY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer held.Close()
+			if err := syscall.Kill(workload, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if status := s.insist(unix.SIGTERM); status != 137 {
+				t.Errorf("exit status %d, want 137", status)
+			}
+			if !strings.Contains(s.stdout.String(), "not waiting for the rest of the output") {
+				t.Error("it does not say that it gives the output up")
+			}
+		})
+	}
 	t.Run("in the background", func(t *testing.T) {
 		t.Parallel()
 		// A shell with job control, whose job turns to the terminal and is stopped until it gets it.
