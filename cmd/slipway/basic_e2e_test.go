@@ -118,7 +118,7 @@ func TestRunIsRootInsideAndUnprivilegedOutside(t *testing.T) {
 	needsSubIDs(t)
 	first, last := subIDs(t)
 	p := slipway(t, "run", "--rm", "host", "sh", "-c", "id; cat /proc/self/uid_map; cat /proc/self/status; exec sleep 611")
-	workload := child(t, p.Process.Pid, "sleep 611")
+	workload := find(t, p.Process.Pid, "sleep", func(cmdline string) bool { return cmdline == "sleep 611" })
 
 	p.says("Seccomp_filters")
 	if got, want := p.stdout.String(), "uid=0(root) gid=0(root) groups=0(root)\n"; !strings.HasPrefix(got, want) {
