@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,28 +60,14 @@ type attachment struct {
 // attachTo attaches to a namespace, and returns once the network says it is ready.
 func attachTo(t *testing.T, args ...string) *attachment {
 	t.Helper()
-	readyR, readyW, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer readyR.Close()
 	exitR, exitW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { exitW.Close() })
 	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), append([]string{"attach", "--ready-fd", "3", "--exit-fd", "4"}, args...)...)
-	cmd.ExtraFiles = []*os.File{readyW, exitR}
-	p := start(t, cmd)
-	readyW.Close()
+	p := startReady(t, cmd, exitR)
 	exitR.Close()
-	if err := readyR.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	// The end of the file says that nobody else kept the descriptor.
-	if b, err := io.ReadAll(readyR); err != nil || string(b) != "1" {
-		t.Fatalf("ready descriptor: %q, %v; want one byte\n%s", b, err, &p.stderr)
-	}
 	return &attachment{process: p, exit: exitW}
 }
 

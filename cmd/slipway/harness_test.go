@@ -298,6 +298,28 @@ func below(pid int) (map[int]string, error) {
 	return out, nil
 }
 
+// startReady is start for a network with --ready-fd=3, and returns once that says it is
+// ready. The files begin at descriptor 4.
+func startReady(t *testing.T, cmd *exec.Cmd, files ...*os.File) *process {
+	t.Helper()
+	ready, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	cmd.ExtraFiles = append([]*os.File{w}, files...)
+	p := start(t, cmd)
+	w.Close()
+	if err := ready.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	// The end of the file says that nobody else kept the descriptor.
+	if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
+		t.Fatalf("ready descriptor: %q, %v; want one byte\n%s", b, err, &p.stderr)
+	}
+	return p
+}
+
 // child is the descendant of pid whose command line ends in name; it waits for one.
 func child(t *testing.T, pid int, name string) int {
 	t.Helper()

@@ -78,18 +78,7 @@ func TestSlirp4netnsStuckEngine(t *testing.T) {
 	for name, options := range map[string][]string{"free": nil, "sandboxed": {"--enable-sandbox", "--enable-seccomp"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ready, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ready.Close()
-			cmd := exec.Command(link, append(options, "-c", "--ready-fd=3", strconv.Itoa(newTarget(t).Process.Pid), "tap0")...)
-			cmd.ExtraFiles = []*os.File{w}
-			p := start(t, cmd)
-			w.Close()
-			if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
-				t.Fatalf("ready descriptor: %q, %v", b, err)
-			}
+			p := startReady(t, exec.Command(link, append(options, "-c", "--ready-fd=3", strconv.Itoa(newTarget(t).Process.Pid), "tap0")...))
 			engine := child(t, p.Process.Pid, "slipway engine")
 			for _, kill := range []struct {
 				pid    int
@@ -118,19 +107,10 @@ func TestStuckStderr(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unread.Close()
-	ready, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ready.Close()
 	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "slirp4netns", "-c", "--ready-fd=3", strconv.Itoa(newTarget(t).Process.Pid), "tap0")
-	cmd.ExtraFiles, cmd.Stderr = []*os.File{w}, stderr
-	p := start(t, cmd)
-	w.Close()
+	cmd.Stderr = stderr
+	p := startReady(t, cmd)
 	stderr.Close()
-	if b, err := io.ReadAll(ready); err != nil || string(b) != "1" {
-		t.Fatalf("ready descriptor: %q, %v", b, err)
-	}
 	engine := child(t, p.Process.Pid, "slipway engine")
 	// Opened again, that it does not block is only so here.
 	fill, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", unread.Fd()), os.O_WRONLY|syscall.O_NONBLOCK, 0)
