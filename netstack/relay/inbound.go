@@ -189,6 +189,7 @@ func (i *inbound) attempt(fd uintptr) bool {
 		k, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b[0])), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EAGAIN:
+			acknowledge(i.fd)
 			return false
 		case errno == unix.EINTR:
 			return true

@@ -39,6 +39,10 @@ type Counts struct {
 	Spliced            uint64 // of both, what never was copied into this process
 }
 
+// readEvents are those of a side that is read: beside its bytes its end and urgent ones
+// are told of, so that no read is needed to find neither.
+const readEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
+
 // The sides of a pair, and the directions, by the side that they come from.
 const (
 	client = 0
@@ -64,6 +68,7 @@ type pair struct {
 	joined, queued, closed bool
 	watched                [2]uint32 // events, by side
 	alarm                  [2]bool   // epoll told of an error, by side
+	special                [2]bool   // epoll told of more than bytes, by side: their number does not say all
 	dir                    [2]direction
 	settled                uint64 // bytes that were moved when the pair came to its loop
 	err                    error  // why the pair has to be reset
@@ -97,15 +102,15 @@ func (p *pair) join() {
 	p.port.Connected()
 	for _, side := range [2]int{guest, client} {
 		// Added with data waiting, a descriptor is reported at once.
-		if errno := p.watch(side, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
+		if errno := p.watch(side, readEvents); errno != 0 {
 			p.abort(os.NewSyscallError("epoll_ctl", errno))
 			return
 		}
 	}
 }
 
-// watch has the loop told of events, edge-triggered: what is ready is read or written
-// until EAGAIN.
+// watch has the loop told of events, edge-triggered: what is ready is read until nothing
+// is left, or written until EAGAIN.
 func (p *pair) watch(side int, events uint32) unix.Errno {
 	if p.slot == noSlot {
 		p.slot = p.loop.take()
@@ -128,10 +133,13 @@ func (p *pair) event(side int, events uint32) {
 	if events&unix.EPOLLERR != 0 {
 		p.alarm[side] = true
 	}
+	if events&^(unix.EPOLLIN|unix.EPOLLOUT) != 0 {
+		p.special[side] = true
+	}
 	if events&^unix.EPOLLOUT != 0 {
 		p.pump(side)
 	}
-	if events&^unix.EPOLLIN != 0 && !p.closed && p.dir[1-side].n > 0 {
+	if events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 && !p.closed && p.dir[1-side].n > 0 {
 		p.pump(1 - side)
 	}
 }
@@ -167,7 +175,7 @@ func (p *pair) moveOn() bool {
 func (p *pair) settle(l *loop) {
 	p.loop = l
 	for side := range p.fd {
-		if errno := p.watch(side, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLET); errno != 0 {
+		if errno := p.watch(side, readEvents|unix.EPOLLOUT); errno != 0 {
 			p.abort(os.NewSyscallError("epoll_ctl", errno))
 			return
 		}
@@ -190,10 +198,12 @@ func (p *pair) pump(from int) {
 		return
 	}
 	for range turnPieces {
+		last := false // nothing is left behind the piece
 		if d.n == 0 {
 			errno, end := p.fill(from)
 			switch {
 			case errno == unix.EAGAIN:
+				p.exhausted(from)
 				return
 			case errno != 0:
 				p.abort(fmt.Errorf("splice: read: %w", errno))
@@ -202,9 +212,15 @@ func (p *pair) pump(from int) {
 				p.ended(from)
 				return
 			}
+			// A read that could have taken more has taken all, see epoll(7).
+			last = d.pipe == nil && d.n < copyBytes && !p.special[from]
 		}
 		switch errno := p.drain(from); errno {
 		case 0:
+			if last {
+				p.exhausted(from)
+				return
+			}
 		case unix.EAGAIN:
 			if p.watched[1-from]&unix.EPOLLOUT == 0 {
 				// What has become ready meanwhile is reported.
@@ -223,6 +239,13 @@ func (p *pair) pump(from int) {
 	if !p.queued {
 		p.queued = true
 		p.loop.busy = append(p.loop.busy, p)
+	}
+}
+
+// exhausted is called when all that a side has sent was read.
+func (p *pair) exhausted(from int) {
+	if p.dir[from].bulk {
+		acknowledge(p.fd[from])
 	}
 }
 
@@ -324,7 +347,7 @@ func (p *pair) fill(from int) (errno unix.Errno, end bool) {
 				return 0, false
 			}
 			l.givePipe(pipe)
-			if errno != 0 && errno != unix.EAGAIN {
+			if errno != 0 && (errno != unix.EAGAIN || !p.special[from]) {
 				return errno, false
 			}
 			// Not yet the end, nor "nothing there": a splice stops before an urgent byte

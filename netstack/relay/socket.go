@@ -75,3 +75,12 @@ func reset(fd int) {
 func lingerNot(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
+
+// acknowledge has the kernel acknowledge at once what was read (TCP_QUICKACK in tcp(7)). Who
+// sent much may hold its end back until then (Nagle's algorithm, RFC 9293 section 3.7.4; web
+// servers with tcp_nopush do), and where requests go the other way the kernel waits for one to
+// acknowledge with, up to 40 ms (TCP_DELACK_MIN in include/net/tcp.h).
+func acknowledge(fd int) {
+	one := int32(1)
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, uintptr(unsafe.Pointer(&one)), unsafe.Sizeof(one), 0)
+}
