@@ -48,9 +48,7 @@ type Limits struct {
 // maxSockets is what one call of Namespace.Sockets may be asked for.
 const maxSockets = 512
 
-// maxLoops bounds the threads of the kernel path. Half of the CPUs are left to clients and
-// servers: where there are two, one loop serves streams and requests faster than two do, at
-// a third less CPU time.
+// maxLoops bounds the threads of the kernel path.
 const maxLoops = 8
 
 // Config is what a Manager needs; of Guest4 and Guest6 at least one.
@@ -155,6 +153,8 @@ func (m *Manager) start() (err error) {
 	if m.splicer != nil || !m.cfg.Kernel {
 		return nil
 	}
+	// Half of the CPUs are left to clients and servers: where there are two, one loop serves
+	// streams and requests faster than two do, at a third less CPU time.
 	m.splicer, err = relay.NewSplicer(relay.SplicerConfig{
 		Loops: max(1, min(runtime.GOMAXPROCS(0)/2, maxLoops)), Sockets: m, Connect: m.cfg.Limits.Connect,
 	})
