@@ -156,7 +156,7 @@ func (m *Manager) start() (err error) {
 	// Half of the CPUs are left to clients and servers: where there are two, one loop serves
 	// streams and requests faster than two do, at a third less CPU time.
 	m.splicer, err = relay.NewSplicer(relay.SplicerConfig{
-		Loops: max(1, min(runtime.GOMAXPROCS(0)/2, maxLoops)), Sockets: m, Connect: m.cfg.Limits.Connect,
+		Loops: min(runtime.GOMAXPROCS(0)/2, maxLoops), Sockets: m, Connect: m.cfg.Limits.Connect,
 	})
 	if err != nil {
 		return err

@@ -50,8 +50,8 @@ type Sockets interface {
 
 // SplicerConfig is what a Splicer needs.
 type SplicerConfig struct {
-	// Loops is how many goroutines do the work, at least 1. Each uses a thread of its own
-	// while it has work.
+	// Loops is how many goroutines do the work; below 1 it is one. Each uses a thread of its
+	// own while it has work.
 	Loops int
 	// Sockets gives what the container is connected to with.
 	Sockets Sockets
