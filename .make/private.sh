@@ -2,8 +2,8 @@
 # others. Read by them with `.`, from the top of the tree.
 # shellcheck shell=sh
 
-# The tests' own verdicts while they run, then all that failed ones printed, then what was skipped, what failed and why,
-# and what it comes to. The names come last: of a long log, the end is what people see.
+# The tests' own verdicts while they run, then all that failed ones printed, then what was skipped, what failed and what
+# it said, and what it comes to. The names come last: of a long log, the end is what people see.
 run() { # SUITE LABEL TMP COMMAND...
 	suite=$1
 	label=$2
@@ -15,9 +15,9 @@ run() { # SUITE LABEL TMP COMMAND...
 		grep -aE '^--- (PASS|FAIL|SKIP)|^ +--- FAIL|^panic:|^ran: |^\| ' || true
 	status=$(cat "$tmp/status")
 	[ "$status" -eq 0 ] || grep -avE '^=== |^ran: |^ *--- (PASS|SKIP)' "$log" || true
-	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); reason[test] = $0 }
-		/--- SKIP:/ { print "skipped " $3 ": " reason[$3] }
-		/--- FAIL:/ { failed = failed "failed " $3 ": " reason[$3] "\n" }
+	awk '/^=== (RUN|NAME|CONT) / { test = $3 } /_test\.go:[0-9]+:/ { sub(/^ */, ""); said[test] = said[test] " " $0 }
+		/--- SKIP:/ { print "skipped " $3 ":" said[$3] }
+		/--- FAIL:/ { failed = failed "failed " $3 ":" said[$3] "\n" }
 		END { printf "%s", failed }' "$log"
 	count() { grep -ac "^ *--- $1" "$log" || true; }
 	echo "$suite-$label: $(count PASS) passed, $(count FAIL) failed, $(count SKIP) skipped"
