@@ -5,12 +5,11 @@ import "fmt"
 // defects are faults of drivers that were seen and explained. A row that shows one is not
 // compared with others: it says more of the fault than of the driver.
 var defects = []struct {
-	driver      string
-	minMTU      int
-	retransmits float64 // in the median, at least; what the fault shows itself by
-	text        string
+	driver string
+	again  float64 // what the fault shows itself by: the median share of packets that are sent again, at least
+	text   string
 }{
-	{DriverPasta, 9000, 100, "pasta loses frames of this size under load and the container sends them again"},
+	{DriverPasta, 0.01, "pasta loses part of what the container sends, which then waits for its retransmission timeouts"},
 }
 
 // markDefects of the rows that show them.
@@ -21,8 +20,14 @@ func (r *Report) markDefects() {
 			continue
 		}
 		for _, d := range defects {
-			if c.Driver == d.driver && c.MTU >= d.minMTU && c.Summary.Retransmits >= d.retransmits {
-				c.Defect = fmt.Sprintf("%s: %.0f retransmits in the median", d.text, c.Summary.Retransmits)
+			if c.Driver != d.driver {
+				continue
+			}
+			again := median(c.counted(), func(s Sample) float64 {
+				return float64(s.Retransmits) / max(1, float64(s.Bytes)/float64(c.MTU))
+			})
+			if again >= d.again {
+				c.Defect = fmt.Sprintf("%s: %.2g %% of the packets were sent again, in the median", d.text, again*100)
 			}
 		}
 	}

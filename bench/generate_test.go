@@ -161,15 +161,17 @@ Transfer/sec:     18.44MB
 
 // TestDefects: a row that shows a known fault is marked, and not compared.
 func TestDefects(t *testing.T) {
-	sick := Sample{Round: 1, Value: 1e9, Seconds: 1, Bytes: 1, Retransmits: 700}
+	// As many packets again, of a hundred times as many bytes.
+	sick := Sample{Round: 1, Value: 56e6, Seconds: 1, Bytes: 7e6, Retransmits: 140}
+	well := Sample{Round: 1, Value: 56e8, Seconds: 1, Bytes: 7e8, Retransmits: 140}
 	host := Cell{Driver: DriverHost, Workload: WorkloadStream, Direction: DirectionLoopback, Streams: 1, Unit: UnitBitsPerSecond, Samples: []Sample{{Round: 1, Value: 5e10}}}
 	row := func(driver string, mtu int, s Sample) Cell {
 		return Cell{Driver: driver, Workload: WorkloadStream, Direction: DirectionUp, MTU: mtu, Streams: 1, Unit: UnitBitsPerSecond, Samples: []Sample{s}}
 	}
-	r := &Report{Cells: []Cell{host, row(DriverPasta, 65520, sick), row(DriverPasta, 1500, sick), row(DriverSlipway, 65520, sick)}}
+	r := &Report{Cells: []Cell{host, row(DriverPasta, 1500, sick), row(DriverPasta, 1500, well), row(DriverSlipway, 1500, sick)}}
 	r.summarize()
-	if c := r.Cells[1]; !strings.Contains(c.Defect, "700 retransmits") || c.Summary.Gap != 0 {
-		t.Errorf("pasta at a large MTU: defect %q, gap %g; want it marked and no gap", c.Defect, c.Summary.Gap)
+	if c := r.Cells[1]; !strings.Contains(c.Defect, "3 % of the packets") || c.Summary.Gap != 0 {
+		t.Errorf("pasta that loses packets: defect %q, gap %g; want it marked and no gap", c.Defect, c.Summary.Gap)
 	}
 	for _, c := range r.Cells[2:] {
 		if c.Defect != "" || c.Summary.Gap == 0 {

@@ -77,13 +77,13 @@ func paired(a, b map[int]float64, with func(a, b float64) float64) map[int]float
 }
 
 // best of some rows by a quantity, nil when none of them has it. A row with a defect of
-// its driver may be it: that makes it no easier to be better.
+// its driver is not it: nothing is divided by one.
 func (r *Report) best(cells []Cell, q quantity) *Cell {
 	var best *Cell
 	var value float64
 	for i, c := range cells {
 		rounds := r.rounds(c, q)
-		if len(rounds) == 0 {
+		if len(rounds) == 0 || c.Defect != "" {
 			continue
 		}
 		v := interval(slices.Collect(maps.Values(rounds))).Center
@@ -271,7 +271,7 @@ func summaryOf(reached []Reached) string {
 	}
 	text := fmt.Sprintf("%d of %d targets are met", n[Met], len(reached))
 	if n[NotMeasured] > 0 {
-		text += fmt.Sprintf(", %d were not measured", n[NotMeasured])
+		text += fmt.Sprintf(", %d not measured", n[NotMeasured])
 	}
 	return text
 }

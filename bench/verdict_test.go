@@ -50,6 +50,8 @@ func TestJudge(t *testing.T) {
 	ours := rowWith(upload(DriverSlipway, 1500), cpuOf(0.5, 2e9), 20, 10, 30)
 	quick := rowWith(upload(DriverPasta, 65520), cpuOf(1, 1e9), 8, 5, 10)
 	slow := rowWith(upload(DriverPasta, 1500), cpuOf(2, 1e9), 2, 1, 2)
+	sick := slow
+	sick.Defect = "loses packets"
 	broken := upload(DriverSlipway, 1500)
 	broken.Samples = []Sample{{Round: 1, Value: 20, Error: "lost"}}
 	start := rowWith(Cell{Driver: DriverSlipway, Workload: WorkloadStart, Direction: DirectionUp, MTU: 1500, Streams: 1},
@@ -80,6 +82,8 @@ func TestJudge(t *testing.T) {
 			Reached{"Upload", "≥ 11.0× a peer at MTU 1500", "10.0×", "10.0× - 15.0×", "pasta, MTU 1500", NotMet}},
 		{"no such peer", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: only(DriverSlirp4netns, 0), limit: 2}, []Cell{ours, slow},
 			Reached{Work: "Upload", Target: "≥ 2.00× slirp4netns", Verdict: NotMeasured}},
+		{"a peer with a defect", target{of: toHost1500, what: speed, than: ratioAtLeast, rival: only(DriverPasta, 0), limit: 2}, []Cell{ours, sick},
+			Reached{Work: "Upload", Target: "≥ 2.00× pasta", Verdict: NotMeasured}},
 		{"its row failed", target{of: toHost1500, what: cpu, than: atMost, limit: 0.22}, []Cell{host, broken},
 			Reached{Work: "Upload: CPU of its processes", Target: "≤ 0.22 s/GB", Verdict: NotMeasured}},
 		{"CPU alone", target{of: toHost1500, what: cpu, than: atMost, limit: 0.22}, []Cell{ours},
