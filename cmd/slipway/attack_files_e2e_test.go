@@ -241,7 +241,7 @@ func attackOverwriteKept([]string) (string, error) {
 // secret is a file of the caller's that no option names.
 func secret(t *testing.T, dir string, mode fs.FileMode) string {
 	t.Helper()
-	f, err := os.CreateTemp(dir, "slipway-secret")
+	f, err := os.CreateTemp(dir, "slw-secret")
 	if err != nil {
 		t.Fatal(err)
 	}

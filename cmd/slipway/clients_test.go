@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The tests of the programs that call slirp4netns. make test-clients runs them: as an
@@ -262,16 +264,23 @@ func shortDir(t *testing.T) string {
 // it is the same port for TCP and UDP, and of addr alone.
 func hostAnswer(t *testing.T, addr string) int {
 	t.Helper()
-	l := hostListen(t, "tcp", at(addr, 0))
-	port := portOf(t, l.Addr())
-	c, err := net.ListenPacket("udp", at(addr, port))
-	if err != nil {
-		t.Fatal(err)
+	for range 50 {
+		l := hostListen(t, "tcp", at(addr, 0))
+		port := portOf(t, l.Addr())
+		c, err := net.ListenPacket("udp", at(addr, port))
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue // a client's, which may have any
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		go answerStreams(l)
+		go func() { _ = answerPackets(c, strconv.Itoa(port)) }()
+		return port
 	}
-	t.Cleanup(func() { c.Close() })
-	go answerStreams(l)
-	go func() { _ = answerPackets(c, strconv.Itoa(port)) }()
-	return port
+	t.Fatalf("no port that is free for TCP and UDP at %s", addr)
+	return 0
 }
 
 // from is the address that an answer heard.

@@ -16,11 +16,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait: far above what anything takes on a slow machine.
@@ -196,19 +199,27 @@ func (p *process) says(text string) {
 	})
 }
 
-// freePort is a TCP port of the host that was free a moment ago.
+// freePort is a TCP port of the host on which nobody listens, and that the kernel gives
+// to nobody else who asks for any: until the end of the test a socket is bound to it
+// with SO_REUSEADDR (socket(7)), beside which a listener with that option can be.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := unix.Getsockname(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return port
+	return strconv.Itoa(addr.(*unix.SockaddrInet4).Port)
 }
 
 // scrape reads metrics from a unix socket and returns the value of each line by

@@ -178,7 +178,7 @@ func sharedFiles(t *testing.T) map[string]bool {
 			}
 			uid := int(info.Sys().(*syscall.Stat_t).Uid)
 			ours := uid == os.Getuid() && os.Getuid() != 0 || uid >= first && uid <= last
-			tests := strings.HasPrefix(e.Name(), "slw") || strings.HasPrefix(e.Name(), "Test") || strings.HasPrefix(e.Name(), "tmp.")
+			tests := slices.ContainsFunc([]string{"slw", "Test", "tmp.", "go-test-script"}, func(own string) bool { return strings.HasPrefix(e.Name(), own) })
 			if (ours || strings.Contains(e.Name(), "slipway")) && !tests {
 				out[filepath.Join(dir, e.Name())] = true
 			}

@@ -165,7 +165,7 @@ func TestFailover(t *testing.T) {
 		patience time.Duration
 	}{
 		{"refuses", closedPort, time.Hour},
-		{"silent", func(t *testing.T) netip.AddrPort { return newServer(t, silent).addr }, 30 * time.Millisecond},
+		{"silent", func(t *testing.T) netip.AddrPort { return newServer(t, silent).addr }, 500 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			first := tt.first(t)

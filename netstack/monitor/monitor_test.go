@@ -554,12 +554,13 @@ func TestManyListeners(t *testing.T) {
 	if limit.Max < n+200 {
 		t.Skipf("at most %d open files here, needs %d", limit.Max, n+200)
 	}
+	elsewhere := netip.MustParseAddrPort("127.0.0.78:0") // where nobody else looks for a port
 	cfg := config(nstest.New(t).Target(t), nstest.TUN(t), engineConfig{Mode: "serve"})
-	cfg.Listen = append(cfg.Listen, tcp(loopback))
+	cfg.Listen = append(cfg.Listen, tcp(elsewhere))
 	for range n - 2 {
-		cfg.Listen = append(cfg.Listen, monitor.Listen{Network: "udp", Addrs: []netip.AddrPort{loopback}})
+		cfg.Listen = append(cfg.Listen, monitor.Listen{Network: "udp", Addrs: []netip.AddrPort{elsewhere}})
 	}
-	cfg.Listen = append(cfg.Listen, tcp(loopback))
+	cfg.Listen = append(cfg.Listen, tcp(elsewhere))
 	p, ready, err := monitor.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
