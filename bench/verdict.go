@@ -77,13 +77,13 @@ func paired(a, b map[int]float64, with func(a, b float64) float64) map[int]float
 }
 
 // best of some rows by a quantity, nil when none of them has it. A row with a defect of
-// its driver is not it: nothing is divided by one.
+// its driver may be it: that makes it no easier to be better.
 func (r *Report) best(cells []Cell, q quantity) *Cell {
 	var best *Cell
 	var value float64
 	for i, c := range cells {
 		rounds := r.rounds(c, q)
-		if len(rounds) == 0 || c.Defect != "" {
+		if len(rounds) == 0 {
 			continue
 		}
 		v := interval(slices.Collect(maps.Values(rounds))).Center
@@ -186,7 +186,7 @@ func (t target) judge(r *Report) Reached {
 	if of == nil {
 		return reached
 	}
-	rounds := r.rounds(*of, t.what)
+	rounds, sick := r.rounds(*of, t.what), false
 	if t.rival.means != nil {
 		by := t.what
 		if t.rival.by != nil {
@@ -200,7 +200,7 @@ func (t target) judge(r *Report) Reached {
 		if t.than == differenceAtMost {
 			with = func(a, b float64) float64 { return (a - b) / float64(max(1, t.perFlow)) }
 		}
-		rounds = paired(rounds, r.rounds(*than, t.what), with)
+		rounds, sick = paired(rounds, r.rounds(*than, t.what), with), than.Defect != ""
 		if reached.Rival = than.Driver; than.MTU > 0 {
 			reached.Rival += fmt.Sprintf(", MTU %d", than.MTU)
 		}
@@ -209,10 +209,14 @@ func (t target) judge(r *Report) Reached {
 		return reached
 	}
 	figure := interval(slices.Collect(maps.Values(rounds)))
+	met := t.than == ratioAtLeast && figure.Center >= t.limit || t.than != ratioAtLeast && figure.Center <= t.limit
+	if met && sick {
+		return reached // by the defect, perhaps
+	}
 	reached.Figure = t.format(row, figure.Center)
 	reached.Interval = t.format(row, figure.Lo) + " - " + t.format(row, figure.Hi)
 	reached.Verdict = NotMet
-	if t.than == ratioAtLeast && figure.Center >= t.limit || t.than != ratioAtLeast && figure.Center <= t.limit {
+	if met {
 		reached.Verdict = Met
 	}
 	return reached

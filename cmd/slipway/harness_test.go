@@ -199,10 +199,10 @@ func (p *process) says(text string) {
 	})
 }
 
-// freePort is a TCP port of the host on which nobody listens, and that the kernel gives
+// freeTCP is a TCP port of the host on which nobody listens, and that the kernel gives
 // to nobody else who asks for any: until the end of the test a socket is bound to it
 // with SO_REUSEADDR (socket(7)), beside which a listener with that option can be.
-func freePort(t *testing.T) string {
+func freeTCP(t *testing.T) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -219,7 +219,13 @@ func freePort(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strconv.Itoa(addr.(*unix.SockaddrInet4).Port)
+	return addr.(*unix.SockaddrInet4).Port
+}
+
+// freePort is freeTCP in words.
+func freePort(t *testing.T) string {
+	t.Helper()
+	return strconv.Itoa(freeTCP(t))
 }
 
 // scrape reads metrics from a unix socket and returns the value of each line by

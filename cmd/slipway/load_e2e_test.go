@@ -190,15 +190,6 @@ func TestConnectionsLeakNothing(t *testing.T) {
 	}
 }
 
-func freeTCP(t *testing.T) int {
-	t.Helper()
-	port, err := strconv.Atoi(freePort(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
 // TestManyAtOnce: many connections at a time do not mix up their bytes.
 func TestManyAtOnce(t *testing.T) {
 	const n, size = 200, 128 << 10

@@ -156,11 +156,7 @@ func hear(network, local, addr string) (said, own string, err error) {
 func freePorts(t *testing.T, n int) int {
 	t.Helper()
 	for range 50 {
-		first, err := strconv.Atoi(freePort(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if allFree(first, n) {
+		if first := freeTCP(t); allFree(first, n) {
 			return first
 		}
 	}

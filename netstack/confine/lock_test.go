@@ -379,31 +379,17 @@ func testLock(t *testing.T, credential *syscall.Credential) {
 		}
 	}
 	privileged := credential == nil && capable(t)
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	want := map[string]string{
+		"CapInh": zero, "CapPrm": zero, "CapEff": zero, "CapAmb": zero, "NoNewPrivs": "1", "Seccomp": "2",
 	}
-	read := 0
-	for _, path := range tasks {
-		s := status(t, path)
-		if s == nil {
-			continue // a thread that has ended
-		}
-		read++
-		want := map[string]string{
-			"CapInh": zero, "CapPrm": zero, "CapEff": zero, "CapAmb": zero, "NoNewPrivs": "1", "Seccomp": "2",
-		}
-		if privileged {
-			want["CapBnd"] = zero
-		}
-		for k, v := range want {
-			if s[k] != v {
-				t.Errorf("%s: %s is %s, want %s", path, k, s[k], v)
-			}
-		}
+	if privileged {
+		want["CapBnd"] = zero
 	}
-	if read < 7 {
-		t.Errorf("%d threads were looked at, want at least 7", read)
+	status := statuses(t, cmd.Process.Pid, 7)
+	for k, v := range want {
+		if got := status[k]; len(got) != 1 || got[0] != v {
+			t.Errorf("%s of the threads is %q, want %s", k, got, v)
+		}
 	}
 }
 
@@ -417,25 +403,6 @@ func capable(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	return data[0].Effective&(1<<unix.CAP_SETPCAP) != 0
-}
-
-// status is a thread's, nil when it has ended.
-func status(t *testing.T, path string) map[string]string {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if ended(err) {
-		return nil
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok {
-			m[k] = strings.TrimSpace(v)
-		}
-	}
-	return m
 }
 
 // publicCopy copies the test binary to where an ordinary user may execute it.
