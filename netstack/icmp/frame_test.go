@@ -5,26 +5,9 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"slipway/netstack/internal/frametest"
 )
-
-func naiveSum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		w := uint32(b[i]) << 8
-		if i+1 < len(b) {
-			w |= uint32(b[i+1])
-		}
-		sum += w
-		sum = sum>>16 + sum&0xffff
-	}
-	return uint16(sum)
-}
-
-func pseudo(src, dst netip.Addr, n int) []byte {
-	b := append(src.AsSlice(), dst.AsSlice()...)
-	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	return append(b, 0, 0, 0, 58)
-}
 
 // echo builds an echo request of the guest.
 func echo(src, dst netip.Addr, ttl uint8, id, seq uint16, data string) []byte {
@@ -34,15 +17,15 @@ func echo(src, dst netip.Addr, ttl uint8, id, seq uint16, data string) []byte {
 	m = append(m, data...)
 	f := append(append([]byte{}, gatewayMAC...), guestMAC...)
 	if src.Is4() {
-		binary.BigEndian.PutUint16(m[2:], ^naiveSum(m))
+		binary.BigEndian.PutUint16(m[2:], ^frametest.Sum(m))
 		f = append(f, 0x08, 0, 0x45, 0)
 		f = binary.BigEndian.AppendUint16(f, uint16(20+len(m)))
 		f = append(f, 0, 0, 0x40, 0, ttl, 1, 0, 0)
 		f = append(append(f, src.AsSlice()...), dst.AsSlice()...)
-		binary.BigEndian.PutUint16(f[24:], ^naiveSum(f[14:34]))
+		binary.BigEndian.PutUint16(f[24:], ^frametest.Sum(f[14:34]))
 	} else {
 		m[0] = 128
-		binary.BigEndian.PutUint16(m[2:], ^naiveSum(append(pseudo(src, dst, len(m)), m...)))
+		binary.BigEndian.PutUint16(m[2:], ^frametest.Sum(frametest.Pseudo(src, dst, 58, len(m)), m))
 		f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0)
 		f = binary.BigEndian.AppendUint16(f, uint16(len(m)))
 		f = append(f, 58, ttl)
@@ -69,12 +52,12 @@ func open(t *testing.T, f []byte) message {
 	var b []byte
 	if f[12] == 0x08 {
 		m.Src, m.Dst, m.TTL, b = netip.AddrFrom4([4]byte(f[26:30])), netip.AddrFrom4([4]byte(f[30:34])), f[22], f[34:]
-		if s := naiveSum(b); s != 0xffff || f[23] != 1 {
+		if s := frametest.Sum(b); s != 0xffff || f[23] != 1 {
 			t.Fatalf("protocol %d sums to %#x", f[23], s)
 		}
 	} else {
 		m.Src, m.Dst, m.TTL, b = netip.AddrFrom16([16]byte(f[22:38])), netip.AddrFrom16([16]byte(f[38:54])), f[21], f[54:]
-		if s := naiveSum(append(pseudo(m.Src, m.Dst, len(b)), b...)); s != 0xffff || f[20] != 58 {
+		if s := frametest.Sum(frametest.Pseudo(m.Src, m.Dst, 58, len(b)), b); s != 0xffff || f[20] != 58 {
 			t.Fatalf("protocol %d sums to %#x", f[20], s)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/frametest"
 	"slipway/netstack/tap"
 )
 
@@ -185,9 +186,9 @@ func TestWayThere(t *testing.T) {
 		p := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, ttl, 1, 0, 0}
 		p = append(append(p, src.AsSlice()...), to...)
 		binary.BigEndian.PutUint16(p[2:], uint16(20+len(m)))
-		binary.BigEndian.PutUint16(p[10:], ^naiveSum(p))
+		binary.BigEndian.PutUint16(p[10:], ^frametest.Sum(p))
 		m[2], m[3] = 0, 0
-		binary.BigEndian.PutUint16(m[2:], ^naiveSum(m))
+		binary.BigEndian.PutUint16(m[2:], ^frametest.Sum(m))
 		if _, err := tun.Write(append(p, m...)); err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +257,7 @@ func TestNotTaken(t *testing.T) {
 		"UDP": change(func(b []byte) {
 			b[23] = 17
 			b[24], b[25] = 0, 0
-			binary.BigEndian.PutUint16(b[24:], ^naiveSum(b[14:34]))
+			binary.BigEndian.PutUint16(b[24:], ^frametest.Sum(b[14:34]))
 		}),
 		"truncated": good[:len(good)-1],
 		"short":     good[:37],

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/frametest"
 	"slipway/netstack/tap"
 )
 
@@ -34,27 +35,6 @@ var (
 	errDenied = errors.New("denied by the test's policy")
 )
 
-// naiveSum is RFC 1071 by the letter: an odd byte is padded.
-func naiveSum(parts ...[]byte) uint16 {
-	var sum uint32
-	b := bytes.Join(parts, nil)
-	for i := 0; i < len(b); i += 2 {
-		w := uint32(b[i]) << 8
-		if i+1 < len(b) {
-			w |= uint32(b[i+1])
-		}
-		sum += w
-		sum = sum>>16 + sum&0xffff
-	}
-	return uint16(sum)
-}
-
-func pseudo(src, dst netip.Addr, proto uint8, n int) []byte {
-	b := append(src.AsSlice(), dst.AsSlice()...)
-	b = binary.BigEndian.AppendUint32(b, uint32(n))
-	return append(b, 0, 0, 0, proto)
-}
-
 // udpFrame builds a frame of the guest with right checksums.
 func udpFrame(src, dst netip.AddrPort, payload []byte) []byte {
 	u := binary.BigEndian.AppendUint16(nil, src.Port())
@@ -62,7 +42,7 @@ func udpFrame(src, dst netip.AddrPort, payload []byte) []byte {
 	u = binary.BigEndian.AppendUint16(u, uint16(8+len(payload)))
 	u = append(u, 0, 0)
 	u = append(u, payload...)
-	sum := ^naiveSum(pseudo(src.Addr(), dst.Addr(), 17, len(u)), u)
+	sum := ^frametest.Sum(frametest.Pseudo(src.Addr(), dst.Addr(), 17, len(u)), u)
 	if sum == 0 {
 		sum = 0xffff
 	}
@@ -90,7 +70,7 @@ func ipFrame(src, dst netip.Addr, proto uint8, payload []byte) []byte {
 // fixIPv4 makes the header checksum right again after a change.
 func fixIPv4(f []byte) []byte {
 	f[24], f[25] = 0, 0
-	binary.BigEndian.PutUint16(f[24:], ^naiveSum(f[14:34]))
+	binary.BigEndian.PutUint16(f[24:], ^frametest.Sum(f[14:34]))
 	return f
 }
 
@@ -159,7 +139,7 @@ func (w written) open(t *testing.T) []delivered {
 	var proto byte
 	switch binary.BigEndian.Uint16(f[12:]) {
 	case 0x0800:
-		if s := naiveSum(f[14:34]); s != 0xffff {
+		if s := frametest.Sum(f[14:34]); s != 0xffff {
 			t.Fatalf("IPv4 header sums to %#x", s)
 		}
 		if n := int(binary.BigEndian.Uint16(f[16:])); n != len(f)-14 {
@@ -180,15 +160,15 @@ func (w written) open(t *testing.T) []delivered {
 	if n := int(binary.BigEndian.Uint16(u[4:])); n != len(u) {
 		t.Fatalf("UDP length %d of %d bytes", n, len(u))
 	}
-	ps := pseudo(src, dst, 17, len(u))
+	ps := frametest.Pseudo(src, dst, 17, len(u))
 	if w.h.Flags&tap.FlagNeedsCsum != 0 {
 		if at := int(w.h.CsumStart); at != len(f)-len(u) || w.h.CsumOffset != 6 {
 			t.Fatalf("checksum at %d+%d, UDP header at %d", w.h.CsumStart, w.h.CsumOffset, len(f)-len(u))
 		}
-		if got, want := binary.BigEndian.Uint16(u[6:]), naiveSum(ps); got != want {
+		if got, want := binary.BigEndian.Uint16(u[6:]), frametest.Sum(ps); got != want {
 			t.Fatalf("sum of the pseudo-header %#x, want %#x", got, want)
 		}
-	} else if s := naiveSum(ps, u); s != 0xffff {
+	} else if s := frametest.Sum(ps, u); s != 0xffff {
 		t.Fatalf("UDP sums to %#x", s)
 	}
 	size := max(len(u)-8, 1)

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/frametest"
 	"slipway/netstack/tap"
 )
 
@@ -184,13 +185,13 @@ func TestRefusedDestinations(t *testing.T) {
 			var quote []byte
 			if b[12] == 0x08 {
 				got = icmp{netip.AddrFrom4([4]byte(b[26:30])), netip.AddrFrom4([4]byte(b[30:34])), b[34], b[35]}
-				if s := naiveSum(b[34:]); s != 0xffff || b[23] != 1 {
+				if s := frametest.Sum(b[34:]); s != 0xffff || b[23] != 1 {
 					t.Errorf("protocol %d sums to %#x", b[23], s)
 				}
 				quote = b[42:]
 			} else {
 				got = icmp{netip.AddrFrom16([16]byte(b[22:38])), netip.AddrFrom16([16]byte(b[38:54])), b[54], b[55]}
-				if s := naiveSum(pseudo(got.From, got.To, 58, len(b)-54), b[54:]); s != 0xffff || b[20] != 58 {
+				if s := frametest.Sum(frametest.Pseudo(got.From, got.To, 58, len(b)-54), b[54:]); s != 0xffff || b[20] != 58 {
 					t.Errorf("protocol %d sums to %#x", b[20], s)
 				}
 				quote = b[62:]

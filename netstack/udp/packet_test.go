@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"slipway/netstack/internal/frametest"
 	"slipway/netstack/tap"
 )
 
@@ -141,7 +142,7 @@ func check(t *testing.T, h tap.Header, f []byte, d *datagram) {
 	}
 	if !h.Trusted() && binary.BigEndian.Uint16(f[head+6:]) != 0 {
 		n := 8 + len(d.payload)
-		if s := naiveSum(pseudo(d.src.Addr(), d.dst.Addr(), 17, n), f[head:head+n]); s != 0xffff {
+		if s := frametest.Sum(frametest.Pseudo(d.src.Addr(), d.dst.Addr(), 17, n), f[head:head+n]); s != 0xffff {
 			t.Fatalf("accepted with sum %#x", s)
 		}
 	}

@@ -10,22 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"slipway/netstack/internal/frametest"
 	"slipway/netstack/tap"
 )
-
-// naiveSum is RFC 1071 by the letter.
-func naiveSum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		w := uint32(b[i]) << 8
-		if i+1 < len(b) {
-			w |= uint32(b[i+1])
-		}
-		sum += w
-		sum = sum>>16 + sum&0xffff
-	}
-	return uint16(sum)
-}
 
 // zero is both forms of ones' complement's zero.
 func zero(sum uint16) uint16 {
@@ -45,11 +32,11 @@ func TestSum(t *testing.T) {
 				b[i] = 0xff // every addition carries
 			}
 		}
-		if got, want := zero(Sum(b, 0)), zero(naiveSum(b)); got != want {
+		if got, want := zero(Sum(b, 0)), zero(frametest.Sum(b)); got != want {
 			t.Fatalf("Sum of %d bytes is %#x, want %#x", n, got, want)
 		}
 		head := n / 2 &^ 1
-		if got, want := zero(Sum(b[head:], Sum(b[:head], 0))), zero(naiveSum(b)); got != want {
+		if got, want := zero(Sum(b[head:], Sum(b[:head], 0))), zero(frametest.Sum(b)); got != want {
 			t.Fatalf("Sum of %d bytes in two parts is %#x, want %#x", n, got, want)
 		}
 	}
