@@ -48,11 +48,33 @@ type Limits struct {
 	// UDPSessions is the number of UDP mappings; one more evicts the one that has
 	// been idle for longest.
 	UDPSessions int `json:"udp_sessions"`
+	// Buffer is how many bytes all TCP connections together may have queued in the stack. Near
+	// it a connection may queue what is taken from it at once, or very little; when that does
+	// not help for seconds, the one that has been stalled for long with most is reset.
+	Buffer int64 `json:"buffer"`
 }
 
 // DefaultLimits fit one container: each flow and each pending dial is one
 // descriptor.
-func DefaultLimits() Limits { return Limits{Flows: 8192, PendingDials: 4096, UDPSessions: 4096} }
+func DefaultLimits() Limits {
+	return Limits{Flows: 8192, PendingDials: 4096, UDPSessions: 4096, Buffer: 256 << 20}
+}
+
+const (
+	// leastBuffer is the least for Limits.Buffer, in bytes: what a few fast connections take.
+	leastBuffer = 16 << 20
+	// flowMemory is what a connection takes that has nothing queued, in bytes.
+	flowMemory = 24 << 10
+	// baseMemory is what the process takes beside connections, in bytes.
+	baseMemory = 64 << 20
+)
+
+// MinBuffer is the least for Buffer, in bytes.
+func (l Limits) MinBuffer() int64 { return max(leastBuffer, relay.LeastBudget(l.Flows)) }
+
+// Memory is how much the process may need, in bytes. Its garbage has to be collected before
+// that.
+func (l Limits) Memory() int64 { return baseMemory + l.Buffer + flowMemory*int64(l.Flows) }
 
 // spareFiles are for what Limits does not count: the device, listeners, pipes,
 // resolvers.
@@ -67,7 +89,8 @@ func (l Limits) Within(files uint64) Limits {
 		return l
 	}
 	scale := func(n int) int { return max(1, int(uint64(n)*have/need)) }
-	return Limits{Flows: scale(l.Flows), PendingDials: scale(l.PendingDials), UDPSessions: scale(l.UDPSessions)}
+	l.Flows, l.PendingDials, l.UDPSessions = scale(l.Flows), scale(l.PendingDials), scale(l.UDPSessions)
+	return l
 }
 
 // Config describes a Stack.
@@ -96,6 +119,9 @@ type Config struct {
 	Services Services
 	// Limits bound the guest.
 	Limits Limits
+	// ReturnMemory is called when much less memory is needed than a while ago; nil: the runtime
+	// gives it back when it likes.
+	ReturnMemory func()
 	// Log gets what a person should know, never from the packet path twice; nil: no log.
 	Log *slog.Logger
 }
@@ -106,7 +132,7 @@ type Stack struct {
 	policy Policy
 	stack  *stack.Stack
 	link   *link.Endpoint
-	turn   relay.Turn // the receive loop's
+	guest  relay.Guest
 	where  *neighbour.Table
 	own    []netip.Addr // the stack's addresses, the gateway's first of each family
 	serve  services
@@ -139,7 +165,10 @@ func New(cfg Config) (*Stack, error) {
 		s.own = append(s.own, cfg.Network.Router6())
 	}
 	s.policy.Network = cfg.Network
-	s.turn.Rush = make(chan struct{}, 1)
+	s.guest.Turn.Rush = make(chan struct{}, 1)
+	s.guest.Budget = relay.NewBudget(relay.BudgetConfig{
+		Bytes: cfg.Limits.Buffer, Flows: cfg.Limits.Flows, Reset: s.stats.resetForMemory(cfg.Log), Return: cfg.ReturnMemory,
+	})
 	s.stats.dialTime = histogram.New(shortestDial, longestDial)
 	s.stats.flowTime = histogram.New(shortestFlow, longestFlow)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
@@ -191,7 +220,8 @@ func (s *Stack) assemble() error {
 		Handlers:   []link.Handler{handler{s}},
 		Stack:      s.stack,
 		NIC:        nicID,
-		Turn:       &s.turn,
+		Turn:       &s.guest.Turn,
+		Memory:     s.guest.Budget,
 	})
 	if err := s.newFastPaths(); err != nil {
 		return err
@@ -209,6 +239,7 @@ func (s *Stack) assemble() error {
 		return err
 	}
 	s.serve.start()
+	s.wg.Go(func() { s.guest.Budget.Watch(s.ctx) })
 	return nil
 }
 
@@ -266,8 +297,10 @@ func (s *Stack) setTCPOptions() error {
 	// Fast retransmit and the retransmission timer (RFC 6675, RFC 6298) are left.
 	var recovery tcpip.TCPRecovery
 	for _, o := range []tcpip.SettableTransportProtocolOption{
-		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer},
-		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: tcpBuffer, Max: tcpBuffer},
+		// They begin small, and the relay lets them grow, see package relay's Budget. The scale
+		// of the window that the guest is told goes by the largest.
+		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: relay.StartBuffer, Max: relay.MaxBuffer},
+		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: relay.StartWindow, Max: relay.MaxWindow},
 		&sack, &recovery, &moderate, &timeWait,
 	} {
 		if err := s.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
@@ -332,10 +365,10 @@ func (s *Stack) begin() bool {
 func (s *Stack) end() { s.wg.Done() }
 
 // Requests is how many small requests of the guest went to the host, of TCP.
-func (s *Stack) Requests() uint64 { return s.turn.Requests.Load() }
+func (s *Stack) Requests() uint64 { return s.guest.Turn.Requests.Load() }
 
 // Rush gets a value now and then while there are Requests.
-func (s *Stack) Rush() <-chan struct{} { return s.turn.Rush }
+func (s *Stack) Rush() <-chan struct{} { return s.guest.Turn.Rush }
 
 // Close ends every flow with a reset, then the interface and the device.
 func (s *Stack) Close() error {

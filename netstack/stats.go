@@ -3,6 +3,7 @@ package netstack
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -83,6 +84,7 @@ type counters struct {
 	dialsPaced       atomic.Uint64
 	handshakesFailed atomic.Uint64
 	reassembled      atomic.Uint64
+	memoryTold       atomic.Bool // see resetForMemory
 	dialErrors       [causes]atomic.Uint64
 	closed           [len(closures)]atomic.Uint64
 	dialTime         *histogram.Histogram
@@ -100,6 +102,15 @@ func (s *Stack) route(dst netip.AddrPort) (netip.AddrPort, error) {
 		}
 	}
 	return to, err
+}
+
+// resetForMemory tells of the first flow that is reset for want of memory.
+func (c *counters) resetForMemory(log *slog.Logger) func(queued int) {
+	return func(queued int) {
+		if !c.memoryTold.Swap(true) {
+			log.Warn("a stalled connection is reset: the memory for queued bytes is used up (others will not be told of; --max-buffer is the limit)", "queued", queued)
+		}
+	}
 }
 
 // dialFailed counts a failed dial and says how the guest hears of it.
@@ -163,6 +174,8 @@ type Stats struct {
 	// HandshakesFailed counts flows whose guest went away before its handshake
 	// was done.
 	HandshakesFailed uint64
+	// Memory is about the bytes that all flows have queued.
+	Memory relay.BudgetStats
 	// Reassembled counts UDP and echo messages that gVisor put together of fragments:
 	// UDP only of those with IPv4 options or IPv6 extension headers.
 	Reassembled uint64
@@ -188,7 +201,7 @@ func (s *Stack) Stats() Stats {
 		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
 		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(), DialsPaced: c.dialsPaced.Load(),
-		HandshakesFailed: c.handshakesFailed.Load(), Reassembled: c.reassembled.Load(),
+		HandshakesFailed: c.handshakesFailed.Load(), Memory: s.guest.Budget.Stats(), Reassembled: c.reassembled.Load(),
 		DialErrors:     make(map[string]uint64, causes),
 		PolicyRefusals: make(map[string]uint64, len(closures)),
 		DialTime:       c.dialTime.Counts(), FlowTime: c.flowTime.Counts(),

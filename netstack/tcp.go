@@ -24,9 +24,6 @@ import (
 )
 
 const (
-	// tcpBuffer is each endpoint's send and receive buffer in bytes. Memory is
-	// used for what is queued only. 1 MiB costs a fifth of the throughput.
-	tcpBuffer = 4 << 20
 	// dialTimeout ends a dial that nobody answers. The guest's kernel sends its SYN
 	// again after that, which dials again.
 	dialTimeout = 30 * time.Second
@@ -101,7 +98,7 @@ func newGuestTCP(s *Stack) *guestTCP {
 	t := &guestTCP{s: s, pace: pace.New(dialsPerCPU), requests: make(map[stack.TransportEndpointID]*request)}
 	// The limit is enforced in handle, where it is counted; the forwarder's own
 	// is only the backstop.
-	t.forward = tcp.NewForwarder(s.stack, tcpBuffer, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
+	t.forward = tcp.NewForwarder(s.stack, relay.StartWindow, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
 	return t
 }
 
@@ -365,12 +362,13 @@ func (s *Stack) relay(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queu
 	s.stats.flowsTotal.Add(1)
 	tuneEndpoint(ep)
 	begin := time.Now()
-	err := relay.Run(ctx, ep, queue, conn, &s.turn, func() { s.stats.flowsOpen.Add(-1) }, bytes...)
+	err := relay.Run(ctx, ep, queue, conn, &s.guest, func() { s.stats.flowsOpen.Add(-1) }, bytes...)
 	s.stats.flowTime.Observe(time.Since(begin))
 	switch {
 	case err == nil:
 	case errors.Is(err, relay.ErrReset):
 		s.stats.flowsReset.Add(1)
+	case errors.Is(err, relay.ErrMemory): // the budget counts it
 	default:
 		s.stats.flowsFailed.Add(1)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 
@@ -38,13 +39,14 @@ func engine() error {
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
+	debug.SetMemoryLimit(limits.Memory())
 	device, err := tap.Adopt(start.Device, start.Name, start.Offload)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	stackConfig := netstack.Config{
 		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: limits,
-		Resolvers: client.Resolvers, Log: logger(),
+		Resolvers: client.Resolvers, Log: logger(), ReturnMemory: debug.FreeOSMemory,
 		Policy: netstack.Policy{
 			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
 			Listeners: ownListeners(start.Listeners), Local: netstack.HostAddresses{},

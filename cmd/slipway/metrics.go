@@ -60,7 +60,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		Retransmits: n.GVisor["tcp_retransmits"],
 		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
 			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited,
-			"dial_rate": n.DialsPaced, "udp_session_rate": d.Paced, "dns_query_rate": n.DNS.Paced, "icmp_error_rate": n.UDP.ICMPErrorsLimited,
+			"buffer": n.Memory.Resets, "dial_rate": n.DialsPaced, "udp_session_rate": d.Paced, "dns_query_rate": n.DNS.Paced, "icmp_error_rate": n.UDP.ICMPErrorsLimited,
 			"neighbours": n.Link.NeighboursForgotten, "neighbour_moves": n.Link.NeighboursDoubted},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{

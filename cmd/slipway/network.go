@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 
 	"slipway/netstack"
@@ -53,6 +55,7 @@ type networkFlags struct {
 	metrics       string
 	sandbox       string
 	limits        netstack.Limits
+	maxBuffer     string
 }
 
 func (f *networkFlags) register(fs *pflag.FlagSet) {
@@ -69,6 +72,7 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.limits.Flows, "max-flows", def.Flows, "most TCP connections at a time")
 	fs.IntVar(&f.limits.PendingDials, "max-pending-dials", def.PendingDials, "most TCP connections being made at a time")
 	fs.IntVar(&f.limits.UDPSessions, "max-udp-sessions", def.UDPSessions, "most UDP sessions at a time")
+	fs.StringVar(&f.maxBuffer, "max-buffer", strconv.FormatInt(def.Buffer>>20, 10)+"m", "most bytes that all TCP connections together may have queued, like 64m or 1g")
 }
 
 // config checks the options and turns them into what the monitor needs, without
@@ -81,6 +85,14 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 		if v < 1 || v > 1<<20 {
 			return nil, fmt.Errorf("--%s %d is out of range: 1 to %d", name, v, 1<<20)
 		}
+	}
+	limits := f.limits
+	var err error
+	if limits.Buffer, err = units.RAMInBytes(f.maxBuffer); err != nil {
+		return nil, fmt.Errorf("--max-buffer %q is no size: use a number of bytes, or one with k, m or g", f.maxBuffer)
+	}
+	if least := limits.MinBuffer(); limits.Buffer < least || limits.Buffer > 1<<40 {
+		return nil, fmt.Errorf("--max-buffer %s is out of range: %s to 1t with --max-flows %d", f.maxBuffer, units.CustomSize("%.4g%s", float64(least), 1024, []string{"", "k", "m", "g"}), limits.Flows)
 	}
 	if f.sandbox != "on" && f.sandbox != "off" {
 		return nil, fmt.Errorf("sandbox %q is unknown: use on or off", f.sandbox)
@@ -108,7 +120,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 	}
 	engine, err := json.Marshal(engineConfig{
 		Network: network, MTU: f.mtu, HostAccess: access, AllowMetadata: f.allowMetadata,
-		Limits: f.limits, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
+		Limits: limits, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)

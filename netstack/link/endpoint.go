@@ -79,6 +79,14 @@ type Config struct {
 	NIC   tcpip.NICID
 	// Turn hears of the segments that the receive loop does gVisor's work for.
 	Turn Turn
+	// Memory is asked before gVisor gets payload of TCP to queue; nil: it gets all.
+	Memory Memory
+}
+
+// Memory bounds what gVisor may queue.
+type Memory interface {
+	// Take notes so many bytes more. False: they are to be dropped.
+	Take(bytes int) bool
 }
 
 // Endpoint implements [stack.LinkEndpoint] and [stack.GSOEndpoint].
@@ -333,6 +341,10 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 	heads, segment, fragment := headers(frame)
 	if fragment {
 		e.stats.rxFragments.Add(1)
+	}
+	if n > heads && segment != 0 && e.cfg.Memory != nil && !e.cfg.Memory.Take(n-heads) {
+		e.stats.rxDropped[noMemory].Add(1)
+		return false
 	}
 	payload := buffer.MakeWithData(frame[:heads])
 	switch {

@@ -17,10 +17,11 @@ const (
 	badMAC
 	badSource
 	notOurs
+	noMemory
 	reasons
 )
 
-var reasonNames = [reasons]string{"", "bad_length", "bad_checksum", "foreign_mac", "foreign_source", "not_answered"}
+var reasonNames = [reasons]string{"", "bad_length", "bad_checksum", "foreign_mac", "foreign_source", "not_answered", "buffer_full"}
 
 type counters struct {
 	rxPackets, rxBytes    atomic.Uint64

@@ -40,7 +40,6 @@ type inbound struct {
 	fd     int
 	large  bool         // as much as fills small came at a time
 	inARow int          // how often that was not so
-	full   int64        // the send buffer before it was made small
 	chunk  *[small]byte // nil while held is empty
 	held   []byte       // what was read into chunk and the endpoint has not taken yet
 	known  int          // bytes that lie in the receive queue, at the least
@@ -51,6 +50,7 @@ type inbound struct {
 	werr   tcpip.Error
 	stall  *time.Ticker // nil until the guest has once taken nothing
 	idle   bool         // nothing was read since it ticked
+	window sendWindow
 	ep     tcpip.Endpoint
 	try    func(fd uintptr) bool
 }
@@ -97,11 +97,12 @@ func (f *flow) toGuest() {
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	f.queue.EventRegister(&entry)
 	defer f.queue.EventUnregister(&entry)
-	i := &inbound{ep: f.ep}
+	i := &inbound{ep: f.ep, window: newSendWindow(f)}
 	i.try = i.attempt
 	defer i.end()
 	for {
 		i.read, i.errno, i.werr = 0, 0, nil
+		i.window.open()
 		if err := f.raw.Read(i.try); err != nil {
 			f.hostError("read", err)
 			return
@@ -111,6 +112,7 @@ func (f *flow) toGuest() {
 			for _, b := range f.bytes {
 				b.ToGuest.Add(uint64(i.read))
 			}
+			i.window.wrote(i.read)
 		}
 		switch i.werr.(type) {
 		case nil:
@@ -152,9 +154,11 @@ func (i *inbound) wait(f *flow, ready <-chan struct{}) bool {
 	if i.stall == nil {
 		i.stall = time.NewTicker(lingerTime)
 	}
+	i.window.full()
 	for {
 		select {
 		case <-ready:
+			i.window.earn()
 			return true
 		case <-f.stopped:
 			return false
@@ -216,16 +220,11 @@ func (i *inbound) attempt(fd uintptr) bool {
 func (i *inbound) expect(n int) {
 	i.large = n >= small
 	if !i.large {
-		if i.inARow++; i.inARow == manySmalls {
-			i.full = i.ep.SocketOptions().GetSendBufferSize()
-			i.ep.SocketOptions().SetSendBufferSize(smallBuffer, true)
-		}
+		i.inARow++
+		i.window.small = i.inARow >= manySmalls
 		return
 	}
-	if i.inARow >= manySmalls {
-		i.ep.SocketOptions().SetSendBufferSize(i.full, true)
-	}
-	i.inARow = 0
+	i.inARow, i.window.small = 0, false
 }
 
 // queued is how many bytes lie in the socket's receive queue, SIOCINQ in tcp(7).

@@ -37,12 +37,25 @@ func (f *flowTest) awaitGone(t *testing.T) {
 	}
 }
 
+// widen lets gVisor queue size bytes for the guest at once.
+func (f *flowTest) widen(t *testing.T, size int64) {
+	t.Helper()
+	if _, err := f.host.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(f.guest, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	// The relay has begun, and sets another size only when one was earned.
+	(<-f.ep).SocketOptions().SetSendBufferSize(size, true)
+}
+
 // TestLinger: what a guest has not taken yet counts as its flow, and not for ever.
 func TestLinger(t *testing.T) {
 	const size = 3 << 20 // more than the guest's receive buffer
 	t.Run("taken", func(t *testing.T) {
 		f := newFlow(t.Context(), t)
-		(<-f.ep).SocketOptions().SetSendBufferSize(size+1<<20, true)
+		f.widen(t, size+1<<20)
 		closeUnread(t, f, size)
 		if n, err := io.Copy(io.Discard, f.guest); n != size || err != nil {
 			t.Errorf("the guest got %d bytes, %v; want %d", n, err, size)
@@ -54,7 +67,7 @@ func TestLinger(t *testing.T) {
 		lingerTime = 50 * time.Millisecond
 		defer func() { lingerTime = before }()
 		f := newFlow(t.Context(), t)
-		(<-f.ep).SocketOptions().SetSendBufferSize(size+1<<20, true)
+		f.widen(t, size+1<<20)
 		if _, err := f.host.Write(make([]byte, size)); err != nil {
 			t.Fatal(err)
 		}

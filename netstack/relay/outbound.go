@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -96,7 +95,8 @@ type outbound struct {
 	taken  discard
 	wrote  int
 	errno  unix.Errno
-	slow   bool                  // the host took less than worthIt when a write was tried again
+	slow   bool // the host took less than worthIt when a write was tried again
+	window receiveWindow
 	try    func(fd uintptr) bool // what write and writeOnce make, once for all
 	once   func(fd uintptr)
 }
@@ -105,6 +105,7 @@ func newOutbound(f *flow) *outbound {
 	o := &outbound{
 		flow: f, ready: make(chan struct{}, 1),
 		quit: make(chan struct{}), gone: make(chan struct{}), fin: make(chan struct{}),
+		window: receiveWindow{flow: f},
 	}
 	o.try = func(fd uintptr) bool {
 		o.writev(fd)
@@ -119,7 +120,7 @@ func (o *outbound) NotifyEvent(mask waiter.EventMask) {
 	if mask&(waiter.EventErr|waiter.EventHUp) != 0 && o.parked.Load() {
 		o.hurry()
 	}
-	if !o.flow.turn.notes(o) {
+	if !o.flow.guest.Turn.notes(o) {
 		o.wake()
 	}
 }
@@ -232,6 +233,10 @@ func (o *outbound) nextLocked(write func() bool) bool {
 func (o *outbound) write() bool {
 	f := o.flow
 	err := f.raw.Control(o.once)
+	if err == nil && o.errno == unix.EAGAIN {
+		o.window.full()
+		defer o.window.taken()
+	}
 	if err == nil && o.errno == unix.EAGAIN && !o.slow {
 		if err = o.wait(time.Now().Add(again)); errors.Is(err, os.ErrDeadlineExceeded) {
 			err = f.raw.Control(o.once)
@@ -319,7 +324,8 @@ func (o *outbound) take() bool {
 	for _, b := range f.bytes {
 		b.FromGuest.Add(uint64(o.wrote))
 	}
-	f.ep.ModerateRecvBuf(min(o.wrote, math.MaxInt32))
+	f.toHost.Add(uint64(o.wrote))
+	o.window.earn()
 	return true
 }
 

@@ -16,9 +16,9 @@ const (
 	// copyBytes is the buffer of the copying path, which serves small messages, the
 	// first bytes of every burst, and everything while no pipe is to be had.
 	copyBytes = 64 << 10
-	// unsentBytes bounds what waits in a socket's send queue (TCP_NOTSENT_LOWAT in tcp(7)),
-	// as tcp_wmem does by default; but that one is the container's to raise in its namespace.
-	unsentBytes = 4 << 20
+	// unsentBytes bounds what waits unsent in a socket's send queue (TCP_NOTSENT_LOWAT in
+	// tcp(7)). What was sent and not yet acknowledged is the congestion window's, and comes on top.
+	unsentBytes = 128 << 10
 	// bulkBytes moved at once make the next attempt a splice; less make it a copy.
 	bulkBytes = 16 << 10
 	// turnPieces is how many pieces one direction moves before others have their turn.

@@ -22,6 +22,14 @@ type Bytes struct {
 // ErrReset is the cause of a flow that one side reset.
 var ErrReset = errors.New("connection reset")
 
+// Guest is what all flows of a guest share. Its Rush and Budget are set before the first.
+type Guest struct {
+	// Turn is that of the goroutine that hands gVisor the guest's segments.
+	Turn Turn
+	// Budget bounds what the flows have queued.
+	Budget *Budget
+}
+
 // flow is one TCP connection of the guest joined to one of the host.
 //
 // The direction host → guest is the goroutine of Run, the other one is in outbound.go. The
@@ -34,9 +42,15 @@ type flow struct {
 	host  Socket
 	raw   syscall.RawConn
 	bytes []*Bytes
-	turn  *Turn
+	guest *Guest
 
 	gone func() // see Run
+
+	// For the budget.
+	fromHost, toHost    atomic.Uint64 // bytes that were read from the host, and written to it
+	segments            atomic.Int64  // that gVisor has to send, at the most
+	toGuestBy, toHostBy progress      // the Budget's
+	lingers             atomic.Bool   // both directions have ended, and gVisor may close the endpoint
 
 	finSent   atomic.Bool // the host's FIN went to the guest
 	finPassed atomic.Bool // the guest's FIN goes to the host
@@ -50,23 +64,34 @@ type flow struct {
 //
 // It returns nil when both sides closed in order, ErrReset (wrapped) after a
 // reset, ctx's error when ctx ended it. The flow is counted in each of bytes while
-// it runs. Who hands gVisor the guest's segments does so in turns.
+// it runs. guest is what all flows of the guest share.
 //
 // gone is called once, when ep holds nothing any more. That may be after Run has returned:
 // the guest takes the last bytes when it likes, but not for longer than lingerTime.
-func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, turn *Turn, gone func(), bytes ...*Bytes) error {
-	f := &flow{turn: turn, ep: ep, queue: queue, host: host, gone: gone, bytes: bytes, stopped: make(chan struct{})}
+func Run(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, host Socket, guest *Guest, gone func(), bytes ...*Bytes) error {
+	f := &flow{guest: guest, ep: ep, queue: queue, host: host, bytes: bytes, stopped: make(chan struct{})}
+	f.gone = func() {
+		guest.Budget.leave(f)
+		gone()
+	}
+	guest.Budget.join(f)
 	raw, err := host.SyscallConn()
 	if err != nil {
 		ep.Abort()
-		gone()
+		f.gone()
 		return fmt.Errorf("relay: %w", err)
 	}
 	f.raw = raw
-	// An urgent byte is one of the stream, tcp(7). It fails on a closed socket only.
-	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+	// Both fail on a closed socket only.
+	_ = raw.Control(func(fd uintptr) {
+		// An urgent byte is one of the stream, tcp(7).
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
+	})
 	defer context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })()
 
+	// From here on the relay alone sets the size of the send buffer, see sendWindow.
+	ep.SocketOptions().SetSendBufferSize(StartWindow, true)
 	o := newOutbound(f)
 	var entry waiter.Entry
 	entry.Init(o, waiter.ReadableEvents|waiter.EventErr|waiter.EventHUp)
@@ -92,6 +117,14 @@ func (f *flow) stop(cause error) {
 	_ = f.host.SetDeadline(longAgo)
 }
 
+// giveUp ends a flow, also when only gVisor still has bytes of it for the guest.
+func (f *flow) giveUp(cause error) {
+	f.stop(cause)
+	if f.lingers.Load() {
+		f.ep.Abort()
+	}
+}
+
 func (f *flow) isStopped() bool {
 	select {
 	case <-f.stopped:
@@ -105,6 +138,7 @@ func (f *flow) isStopped() bool {
 func (f *flow) finish() error {
 	cause := f.cause.Load()
 	if cause == nil {
+		f.lingers.Store(true)
 		linger(f.ep, f.queue, f.gone)
 		if err := f.host.Close(); err != nil {
 			return fmt.Errorf("relay: close: %w", err)

@@ -76,18 +76,21 @@ type flowTest struct {
 	guest *gonet.TCPConn
 	host  *net.TCPConn
 	bytes Bytes
-	turn  Turn
+	all   Guest
 	ep    chan tcpip.Endpoint // of ours
 	done  chan error
 	gone  chan struct{}
 }
+
+// newBudget is one that a single flow does not use up.
+func newBudget() *Budget { return NewBudget(BudgetConfig{Bytes: 256 << 20, Flows: 8}) }
 
 // newFlow connects a guest through Run to a socket of the host. ctx ends the
 // relay.
 func newFlow(ctx context.Context, t testing.TB) *flowTest {
 	t.Helper()
 	p := newPair(t)
-	f := &flowTest{ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1), gone: make(chan struct{})}
+	f := &flowTest{all: Guest{Budget: newBudget()}, ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1), gone: make(chan struct{})}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +111,7 @@ func newFlow(ctx context.Context, t testing.TB) *flowTest {
 			return
 		}
 		f.ep <- ep
-		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.turn, func() { close(f.gone) }, &f.bytes)
+		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.all, func() { close(f.gone) }, &f.bytes)
 	})
 	p.ours.SetTransportProtocolHandler(tcp.ProtocolNumber, fwd.HandlePacket)
 	dst := tcpip.FullAddress{NIC: 1, Addr: tcpip.AddrFromSlice(hostAddr.AsSlice()), Port: 80}
@@ -154,7 +157,11 @@ func (endless) Read(w io.Writer, _ tcpip.ReadOptions) (tcpip.ReadResult, tcpip.E
 	return tcpip.ReadResult{Count: n, Total: n}, nil
 }
 
-func (endless) ModerateRecvBuf(int) {}
+func (endless) SocketOptions() *tcpip.SocketOptions {
+	o := new(tcpip.SocketOptions)
+	o.SetReceiveBufferSize(MaxBuffer, false)
+	return o
+}
 
 func (endless) State() uint32 { return uint32(tcp.StateEstablished) }
 
@@ -165,7 +172,7 @@ func TestStoppedFlow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &flow{ep: endless{}, host: host, raw: raw, turn: &Turn{}, stopped: make(chan struct{})}
+	f := &flow{ep: endless{}, host: host, raw: raw, guest: &Guest{Budget: newBudget()}, stopped: make(chan struct{})}
 	o := newOutbound(f)
 	f.stop(context.Canceled)
 	if o.next() {
@@ -223,7 +230,7 @@ func TestRoomUntold(t *testing.T) {
 		filled += n
 	}
 	u := &unpolled{fd: fds[0], waits: make(chan time.Time, 8), expired: make(chan struct{}), closed: make(chan struct{})}
-	f := &flow{ep: endless{}, host: u, raw: u, turn: &Turn{}, stopped: make(chan struct{})}
+	f := &flow{ep: endless{}, host: u, raw: u, guest: &Guest{Budget: newBudget()}, stopped: make(chan struct{})}
 	o := newOutbound(f)
 	ended := make(chan bool, 1)
 	go func() { ended <- o.next() }()
@@ -418,20 +425,20 @@ func TestTurn(t *testing.T) {
 	for i := range uint64(100) {
 		want := uint64(len("firstsecond")) + i*uint64(len("request"))
 		soon("the bytes are counted", func() bool { return f.bytes.FromGuest.Load() == want })
-		f.turn.Begin(ep)
+		f.all.Turn.Begin(ep)
 		if _, err := f.guest.Write([]byte("request")); err != nil {
 			t.Fatal(err)
 		}
-		soon("the flow is notified", f.turn.noted)
+		soon("the flow is notified", f.all.Turn.noted)
 		if got := f.bytes.FromGuest.Load(); got != want {
 			t.Fatalf("%d bytes were written, %d before the turn", got, want)
 		}
-		f.turn.End()
+		f.all.Turn.End()
 		if n, err := f.host.Read(b); err != nil || string(b[:n]) != "request" {
 			t.Fatalf("read %q, %v", b[:n], err)
 		}
 	}
-	if n := f.turn.Requests.Load(); n < 100 {
+	if n := f.all.Turn.Requests.Load(); n < 100 {
 		t.Errorf("%d requests were counted, want 100 at least", n)
 	}
 	if now := runtime.NumGoroutine(); now > before {

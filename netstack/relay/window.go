@@ -1,0 +1,159 @@
+package relay
+
+import (
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+)
+
+const (
+	// StartWindow is how many bytes of payload a flow may have queued in each direction
+	// before it has shown that they are taken.
+	StartWindow = 16 << 10
+	// MaxWindow is the most that it may. 1 MiB costs a fifth of the throughput.
+	MaxWindow = 4 << 20
+	// bufferOfWindow is how much larger gVisor's receive buffer is than the window that it
+	// advertises for it (rcvAdvWndScale in transport/tcp/endpoint.go).
+	bufferOfWindow = 2
+	// StartBuffer and MaxBuffer are the receive buffers in bytes that go with that.
+	StartBuffer = bufferOfWindow * StartWindow
+	MaxBuffer   = MaxWindow
+	// earnedPart of what was taken of a flow so far is its window. A guest's kernel takes some
+	// 64 KiB for a program that never reads, and earns nothing by it.
+	earnedPart = 4
+	// prompt is how long whoever takes the bytes may pause: a window is what is taken in twice
+	// that time. A slow reader would only have more lie here.
+	prompt = 10 * time.Millisecond
+)
+
+// sendWindow is how much of the host's bytes may wait in gVisor for the guest. It is
+// enforced by reading no more from the host, so it may shrink at any time.
+type sendWindow struct {
+	flow  *flow
+	size  int  // in bytes, StartWindow to MaxWindow
+	small bool // the host sends small messages, see smallBuffer
+	set   int  // what gVisor was told
+
+	// When gVisor took no more, and what had been taken from it until then.
+	fullSince time.Time
+	fullAt    uint64
+
+	// While the budget is tight: when the present interval began, what was taken before it,
+	// and what was in the last one.
+	since          time.Time
+	before, recent uint64
+}
+
+func newSendWindow(f *flow) sendWindow {
+	return sendWindow{flow: f, size: StartWindow, set: StartWindow}
+}
+
+// open tells gVisor how much may be queued now.
+func (w *sendWindow) open() {
+	size := w.size
+	if w.small {
+		size = min(size, smallBuffer)
+	}
+	if w.flow.guest.Budget.tight.Load() {
+		size = min(size, w.inTightness(time.Now()))
+	}
+	if size != w.set {
+		w.set = size
+		w.flow.ep.SocketOptions().SetSendBufferSize(int64(size), false)
+	}
+}
+
+// inTightness is how much may be queued while there is little memory: what the guest takes
+// in twice the time that it may pause.
+func (w *sendWindow) inTightness(now time.Time) int {
+	if passed := now.Sub(w.since); passed >= prompt {
+		taken := w.taken()
+		w.recent = taken - w.before
+		if passed >= 2*prompt {
+			w.recent = 0 // of some time or other
+		}
+		w.since, w.before = now, taken
+	}
+	return max(w.flow.guest.Budget.floor, int(min(2*w.recent, MaxWindow)))
+}
+
+// taken is how many bytes the guest has acknowledged.
+func (w *sendWindow) taken() uint64 {
+	return w.flow.fromHost.Load() - uint64(queuedToSend(w.flow.ep))
+}
+
+// wrote notes that a segment of n bytes was queued.
+func (w *sendWindow) wrote(n int) {
+	f := w.flow
+	f.fromHost.Add(uint64(n))
+	// Those before it may have left.
+	f.segments.Store(min(f.segments.Load(), int64(queuedToSend(f.ep))) + 1)
+	f.guest.Budget.Take(n)
+}
+
+// full is called when gVisor takes no more.
+func (w *sendWindow) full() { w.fullSince, w.fullAt = time.Now(), w.taken() }
+
+// earn is called when gVisor takes more again after full.
+func (w *sendWindow) earn() {
+	taken := w.taken()
+	size := max(uint64(w.size), taken/earnedPart)
+	if paused := time.Since(w.fullSince); paused > prompt {
+		size = 2 * (taken - w.fullAt) * uint64(prompt) / uint64(paused)
+	}
+	w.size = int(min(max(size, StartWindow), MaxWindow))
+}
+
+// receiveWindow is how much of the guest's bytes may wait in gVisor for the host. The guest
+// is told of it, so it never shrinks, unless memory is tight (see Budget).
+type receiveWindow struct {
+	flow      *flow
+	fullSince time.Time
+	paused    bool // the host took nothing for longer than prompt
+}
+
+// full is called when the host takes no more, and taken when it does again.
+func (w *receiveWindow) full()  { w.fullSince = time.Now() }
+func (w *receiveWindow) taken() { w.paused = time.Since(w.fullSince) > prompt }
+
+// earn is called when the host has taken something.
+func (w *receiveWindow) earn() {
+	o := w.flow.ep.SocketOptions()
+	size := o.GetReceiveBufferSize()
+	if size >= MaxBuffer || w.paused {
+		return
+	}
+	// A bit at a time would not be worth a lock.
+	if earned := int64(w.flow.toHost.Load() / earnedPart * bufferOfWindow); earned >= size+size/2 {
+		o.SetReceiveBufferSize(min(earned, MaxBuffer), true)
+	}
+}
+
+// queuedBytes is how much memory gVisor has for what the guest has to take, and for what the
+// host has to.
+func (f *flow) queuedBytes() (toGuest, toHost int) {
+	ep := endpointOf(f.ep)
+	if ep == nil {
+		return 0, 0
+	}
+	toGuest = sendBufferUsed(ep)
+	// There is a byte in each segment.
+	segments := min(f.segments.Load(), int64(toGuest))
+	return toGuest + int(segments)*segmentOverhead, receiveMemUsed(ep)
+}
+
+// shutBuffer makes the receive buffer no larger than size: gVisor drops what the guest sends
+// beyond that, though it may have been told of a larger window.
+func (f *flow) shutBuffer(size int) {
+	if o := f.ep.SocketOptions(); o.GetReceiveBufferSize() > int64(size) {
+		o.SetReceiveBufferSize(int64(size), false)
+	}
+}
+
+// queuedToSend is what the guest has not acknowledged.
+func queuedToSend(ep tcpip.Endpoint) int {
+	if t := endpointOf(ep); t != nil {
+		return sendBufferUsed(t)
+	}
+	return 0
+}
