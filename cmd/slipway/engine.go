@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ func engine() error {
 	}
 	stackConfig := netstack.Config{
 		Network: cfg.Network, MTU: cfg.MTU, Device: device, GuestMAC: start.MAC, Limits: limits,
-		Resolvers: client.Resolvers, Log: logger(), ReturnMemory: debug.FreeOSMemory,
+		Resolvers: client.Resolvers, Log: logger(), ReturnMemory: returnMemory,
 		Policy: netstack.Policy{
 			HostAccess: cfg.HostAccess, AllowMetadata: cfg.AllowMetadata,
 			Listeners: ownListeners(start.Listeners), Local: netstack.HostAddresses{},
@@ -115,6 +116,13 @@ func serve(cfg engineConfig, client *monitor.Client, start *monitor.StartMessage
 		}()
 	}
 	return nil
+}
+
+// returnMemory gives the kernel what is not in use. A sync.Pool keeps what it has for one
+// collection of garbage.
+func returnMemory() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // withinFiles fits the limits into what the process may open; the Go runtime has
