@@ -53,8 +53,11 @@ type Snapshot struct {
 	Ports []Port
 	// PortSocketFailures is how often the container's namespace gave no sockets for them.
 	PortSocketFailures uint64
-	EngineRestarts     uint64
-	Container          Container
+	// PortsWaiting and PortsWaited are how many of their clients wait for a place, and have.
+	PortsWaiting   int64
+	PortsWaited    uint64
+	EngineRestarts uint64
+	Container      Container
 	// Processes are those of the network, by name; one of which nothing is known is not
 	// there.
 	Processes map[string]Process

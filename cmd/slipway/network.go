@@ -30,6 +30,8 @@ type engineConfig struct {
 	HostAccess    netstack.HostAccess `json:"host_access"`
 	AllowMetadata bool                `json:"allow_metadata"`
 	Limits        netstack.Limits     `json:"limits"`
+	// Published is how many TCP connections the published ports serve at once.
+	Published int `json:"published"`
 	// Publish are the published ports; the monitor's listeners come in the same
 	// order, the one of the metrics last.
 	Publish []portfwd.Spec `json:"publish"`
@@ -53,6 +55,7 @@ type networkFlags struct {
 	metrics       string
 	sandbox       string
 	limits        netstack.Limits
+	published     int
 }
 
 func (f *networkFlags) register(fs *pflag.FlagSet) {
@@ -69,6 +72,7 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.limits.Flows, "max-flows", def.Flows, "most TCP connections at a time")
 	fs.IntVar(&f.limits.PendingDials, "max-pending-dials", def.PendingDials, "most TCP connections being made at a time")
 	fs.IntVar(&f.limits.UDPSessions, "max-udp-sessions", def.UDPSessions, "most UDP sessions at a time")
+	fs.IntVar(&f.published, "max-published", portfwd.DefaultConnections, "most TCP connections of published ports at a time, of which one client address leaves a tenth to others")
 }
 
 // config checks the options and turns them into what the monitor needs, without
@@ -77,7 +81,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 	if f.mtu < 1280 || f.mtu > 65520 {
 		return nil, fmt.Errorf("MTU %d is out of range: IPv6 needs 1280, a TAP takes 65520", f.mtu)
 	}
-	for name, v := range map[string]int{"max-flows": f.limits.Flows, "max-pending-dials": f.limits.PendingDials, "max-udp-sessions": f.limits.UDPSessions} {
+	for name, v := range map[string]int{"max-flows": f.limits.Flows, "max-pending-dials": f.limits.PendingDials, "max-udp-sessions": f.limits.UDPSessions, "max-published": f.published} {
 		if v < 1 || v > 1<<20 {
 			return nil, fmt.Errorf("--%s %d is out of range: 1 to %d", name, v, 1<<20)
 		}
@@ -108,7 +112,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 	}
 	engine, err := json.Marshal(engineConfig{
 		Network: network, MTU: f.mtu, HostAccess: access, AllowMetadata: f.allowMetadata,
-		Limits: f.limits, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
+		Limits: f.limits, Published: f.published, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)
