@@ -53,6 +53,8 @@ type Snapshot struct {
 	Ports []Port
 	// PortSocketFailures is how often the container's namespace gave no sockets for them.
 	PortSocketFailures uint64
+	// PortAcceptFailures is how often a client of theirs could not be accepted.
+	PortAcceptFailures uint64
 	// PortsWaiting and PortsWaited are how many of their clients wait for a place, and have.
 	PortsWaiting   int64
 	PortsWaited    uint64

@@ -123,6 +123,8 @@ type Manager struct {
 	limited atomic.Uint64 // clients that were reset for want of a place
 	crowded sync.Once     // a client found none
 
+	acceptErrors atomic.Uint64 // of all ports
+
 	mu     sync.Mutex // guards what follows
 	closed bool
 	last   int // id given last
@@ -402,6 +404,9 @@ func (m *Manager) Queue() Queue {
 	waiting, waited := m.places.numbers()
 	return Queue{Waiting: waiting, Waited: waited, Reset: m.limited.Load()}
 }
+
+// AcceptErrors is how often no client could be accepted for want of descriptors or memory.
+func (m *Manager) AcceptErrors() uint64 { return m.acceptErrors.Load() }
 
 // Close ends all listeners, resets what is open, and returns when nothing of the
 // Manager runs any more.

@@ -158,6 +158,7 @@ func (p *port) Ended(client netip.AddrPort, connected *relay.Counts, err error) 
 
 // AcceptFailed implements relay.Port.
 func (p *port) AcceptFailed(err error) {
+	p.m.acceptErrors.Add(1)
 	if p.acceptErrors.Add(1) == 1 {
 		p.m.cfg.Log.Warn("accept", "port", p.spec.String(), "err", err)
 	}
@@ -186,6 +187,7 @@ func (p *port) accept(l *net.TCPListener) {
 		case p.m.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return
 		default:
+			p.m.acceptErrors.Add(1)
 			if p.acceptErrors.Add(1); pause == 0 {
 				p.m.cfg.Log.Warn("accept", "port", p.spec.String(), "err", err)
 			}
