@@ -35,7 +35,7 @@ func engine() error {
 			return fmt.Errorf("engine: lock down (--sandbox=off runs without): %w", err)
 		}
 	}
-	limits, published, err := withinFiles(cfg, start.Kernel)
+	limits, published, err := withinFiles(cfg, start)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
@@ -119,15 +119,13 @@ func serve(cfg engineConfig, client *monitor.Client, start *monitor.StartMessage
 
 // withinFiles fits the limits, and how many connections published ports serve, into what
 // the process may open; the Go runtime has raised the soft limit to the hard one.
-func withinFiles(cfg engineConfig, kernel bool) (l netstack.Limits, published int, err error) {
+func withinFiles(cfg engineConfig, start *monitor.StartMessage) (l netstack.Limits, published int, err error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return l, 0, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
 	}
 	published = cfg.Published
-	if !slices.ContainsFunc(cfg.Publish, func(s portfwd.Spec) bool { return s.Proto == portfwd.TCP }) {
-		kernel = false
-	}
+	kernel := start.Kernel && slices.ContainsFunc(cfg.Publish, func(s portfwd.Spec) bool { return s.Proto == portfwd.TCP })
 	want := 0
 	if kernel {
 		want = portfwd.Limits{Connections: published}.Files()
