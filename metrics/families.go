@@ -63,6 +63,9 @@ var (
 	portTotal      = counter("port_connections_total", "Connections (UDP: sessions) of a published port.", portLabelNames...)
 	portRefused    = counter("port_connections_refused_total", "Connections of a published port that were refused.", portLabelNames...)
 	portSockets    = counter("port_socket_failures_total", "How often the container's namespace gave no sockets for published ports.")
+	portAccepts    = counter("port_accept_failures_total", "How often no client of a published port could be accepted for want of descriptors or memory; it waits in the kernel's backlog.")
+	portsWaiting   = gauge("port_connections_waiting", "Clients of published ports that wait until their connection may begin, those in the kernel's backlog aside.")
+	portsWaited    = counter("port_connections_waited_total", "Clients of published ports that found no place at once, those in the kernel's backlog aside.")
 	portBytes      = counter("port_payload_bytes_total", "Payload through a published port.", "container_port", "direction", "listen", "path", "protocol")
 )
 
@@ -113,6 +116,9 @@ func (s Snapshot) appendTo(t *text) {
 	t.processes(s.Processes)
 	t.ports(s.Ports)
 	t.counter(portSockets, s.PortSocketFailures)
+	t.counter(portAccepts, s.PortAcceptFailures)
+	t.gauge(portsWaiting, s.PortsWaiting)
+	t.counter(portsWaited, s.PortsWaited)
 	t.netstack(s.GVisor)
 }
 

@@ -53,8 +53,13 @@ type Snapshot struct {
 	Ports []Port
 	// PortSocketFailures is how often the container's namespace gave no sockets for them.
 	PortSocketFailures uint64
-	EngineRestarts     uint64
-	Container          Container
+	// PortAcceptFailures is how often a client of theirs could not be accepted.
+	PortAcceptFailures uint64
+	// PortsWaiting and PortsWaited are how many of their clients wait for a place, and have.
+	PortsWaiting   int64
+	PortsWaited    uint64
+	EngineRestarts uint64
+	Container      Container
 	// Processes are those of the network, by name; one of which nothing is known is not
 	// there.
 	Processes map[string]Process

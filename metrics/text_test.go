@@ -40,7 +40,7 @@ func sample() Snapshot {
 		},
 		DNS:            DNS{Queries: 27, Failures: 28, Failovers: 65, Latency: Histogram{Bounds: []float64{0.25}, Counts: []uint64{66, 67}, Sum: 68}},
 		ICMP:           ICMP{Requests: 29, Replies: 30},
-		EngineRestarts: 31, PortSocketFailures: 32,
+		EngineRestarts: 31, PortSocketFailures: 32, PortAcceptFailures: 72, PortsWaiting: 70, PortsWaited: 71,
 		Container: Container{Name: "web", Namespace: "4026532000"},
 		Processes: map[string]Process{"engine": {CPU: 51 * time.Second, Resident: 52}, "monitor": {CPU: 53 * time.Second, Resident: 54}},
 		Fragments: 48, Reassembled: 49, Leases: 50,

@@ -81,16 +81,17 @@ func (l Limits) Memory() int64 { return baseMemory + l.Buffer + flowMemory*int64
 const spareFiles = 1024
 
 // Within returns l made small enough for a process that may open files descriptors
-// (RLIMIT_NOFILE, getrlimit(2)): no kind of flow can then starve another of them.
-func (l Limits) Within(files uint64) Limits {
-	need := uint64(l.Flows) + uint64(l.PendingDials) + uint64(l.UDPSessions)
+// (RLIMIT_NOFILE, getrlimit(2)), and others, what else it wants to open, made as much
+// smaller: no kind of flow can then starve another of descriptors.
+func (l Limits) Within(files uint64, others int) (Limits, int) {
+	need := uint64(l.Flows) + uint64(l.PendingDials) + uint64(l.UDPSessions) + uint64(others)
 	have := max(files, 2*spareFiles) - spareFiles
 	if need <= have {
-		return l
+		return l, others
 	}
-	scale := func(n int) int { return max(1, int(uint64(n)*have/need)) }
-	l.Flows, l.PendingDials, l.UDPSessions = scale(l.Flows), scale(l.PendingDials), scale(l.UDPSessions)
-	return l
+	scale := func(n int) int { return int(uint64(n) * have / need) }
+	l.Flows, l.PendingDials, l.UDPSessions = max(1, scale(l.Flows)), max(1, scale(l.PendingDials)), max(1, scale(l.UDPSessions))
+	return l, scale(others)
 }
 
 // Config describes a Stack.

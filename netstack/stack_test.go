@@ -421,16 +421,22 @@ func fragmentOf(frame []byte, flags uint8, offset uint16) []byte {
 
 func TestLimitsWithin(t *testing.T) {
 	def := DefaultLimits()
-	if got := def.Within(1 << 20); got != def {
-		t.Errorf("a million files: %+v, want the limits as they are", got)
+	const others = 34406
+	if got, rest := def.Within(1<<20, others); got != def || rest != others {
+		t.Errorf("a million files: %+v and %d, want the limits as they are", got, rest)
 	}
 	for _, files := range []uint64{0, 1024, 4096, 20000} {
-		got := def.Within(files)
-		if n := uint64(got.Flows + got.PendingDials + got.UDPSessions); n > max(files, 2*spareFiles)-spareFiles {
-			t.Errorf("%d files: %+v need %d", files, got, n)
-		}
-		if got.Flows < 1 || got.PendingDials < 1 || got.UDPSessions < 1 {
-			t.Errorf("%d files: %+v closes a kind of flow", files, got)
+		for _, others := range []int{0, 1, others} {
+			got, rest := def.Within(files, others)
+			if n := uint64(got.Flows + got.PendingDials + got.UDPSessions + rest); n > max(files, 2*spareFiles)-spareFiles {
+				t.Errorf("%d files: %+v and %d need %d", files, got, rest, n)
+			}
+			if got.Flows < 1 || got.PendingDials < 1 || got.UDPSessions < 1 {
+				t.Errorf("%d files: %+v closes a kind of flow", files, got)
+			}
+			if others > 1 && (rest < got.Flows || rest > 5*got.Flows) {
+				t.Errorf("%d files: %d flows and %d others, which were 8192 and %d", files, got.Flows, rest, others)
+			}
 		}
 	}
 }

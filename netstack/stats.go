@@ -9,6 +9,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"unicode"
@@ -79,6 +80,7 @@ type counters struct {
 	flowsReset       atomic.Uint64
 	flowsFailed      atomic.Uint64
 	flowsRefused     atomic.Uint64
+	flowsTold        sync.Once // that they are as many as they may be
 	dialsPending     atomic.Int64
 	dialsRefused     atomic.Uint64
 	dialsPaced       atomic.Uint64
@@ -89,6 +91,19 @@ type counters struct {
 	closed           [len(closures)]atomic.Uint64
 	dialTime         *histogram.Histogram
 	flowTime         *histogram.Histogram
+}
+
+// flowsFull says that there are as many flows as there may be, and has a person know the
+// first time.
+func (s *Stack) flowsFull() bool {
+	limit := s.cfg.Limits.Flows
+	if s.stats.flowsOpen.Load() < int64(limit) {
+		return false
+	}
+	s.stats.flowsTold.Do(func() {
+		s.cfg.Log.Warn("the container has as many TCP connections as it may: new ones are reset", "limit", limit)
+	})
+	return true
 }
 
 // route is Policy.Route, which counts what is closed.

@@ -307,7 +307,7 @@ func (t *guestTCP) abort(id stack.TransportEndpointID, handshake <-chan struct{}
 // dial opens the host's side of a flow to dst.
 func (t *guestTCP) dial(req *request, dst netip.AddrPort) (relay.Socket, error) {
 	s := t.s
-	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
+	if s.flowsFull() {
 		return nil, fmt.Errorf("%d flows: %w", s.cfg.Limits.Flows, ErrLimit)
 	}
 	s.stats.dialsPending.Add(1)
@@ -408,7 +408,7 @@ func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst ne
 }
 
 func (s *Stack) dialGuest(ctx context.Context, src, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
-	if s.stats.flowsOpen.Load() >= int64(s.cfg.Limits.Flows) {
+	if s.flowsFull() {
 		s.stats.flowsRefused.Add(1)
 		return nil, nil, ErrLimit
 	}

@@ -459,27 +459,3 @@ func TestKernelNoSockets(t *testing.T) {
 type never struct{}
 
 func (never) Sockets(context.Context, int, int) ([]int, error) { return nil, unix.EPERM }
-
-func TestKernelLimit(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.Limits.Connections = 2 })
-	serve(t, w.guest.listen(t, "10.0.2.100:80")[0], func(c *net.TCPConn) {
-		sayPeer(c)
-		io.Copy(io.Discard, c)
-	})
-	var held []*net.TCPConn
-	for range 2 {
-		c := w.host.dial(t, "", "127.0.0.1:8080")
-		if _, err := c.Read(make([]byte, 1)); err != nil {
-			t.Fatal(err)
-		}
-		held = append(held, c)
-	}
-	c, err := w.host.tryDial("", "127.0.0.1:8080")
-	wantReset(t, c, err)
-	eventually(t, "it is counted", func() bool { s := w.stats(); return s.Limited == 1 && s.Open == 2 })
-	held[0].Close()
-	eventually(t, "room again", func() bool { return w.stats().Open == 1 })
-	if _, err := w.host.dial(t, "", "127.0.0.1:8080").Read(make([]byte, 1)); err != nil {
-		t.Errorf("after one has gone: %v", err)
-	}
-}

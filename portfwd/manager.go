@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,14 +36,23 @@ type Stack interface {
 
 // Limits of a Manager; a zero field takes the default.
 type Limits struct {
-	// Connections is how many connections of one TCP port are served at once; more are
-	// reset. Default 4096.
+	// Connections is how many connections of all TCP ports are served at once. The last
+	// tenth is not for a client address that has the others. More wait, see the package
+	// comment. Default DefaultConnections.
 	Connections int
 	// Sockets is how many sockets of each family are kept ready in the namespace, at
 	// most 512. Default 64, and up to eight times as many while clients come in a rush.
 	Sockets int
-	// Connect is how long the container has to answer. Default 10 s.
+	// Connect is how long a client waits for its turn, and then how long the container has
+	// to answer. Default 10 s.
 	Connect time.Duration
+}
+
+// Files is how many descriptors the connections of TCP ports take by the kernel path, those
+// that wait for their turn included.
+func (l Limits) Files() int {
+	n := cmp.Or(l.Connections, DefaultConnections)
+	return 2*n + room(n)
 }
 
 // maxSockets is what one call of Namespace.Sockets may be asked for.
@@ -62,7 +72,9 @@ type Config struct {
 	Gateway4, Gateway6 netip.Addr     // shown for clients that may not appear as themselves
 	Prefixes           []netip.Prefix // the container's networks
 	Limits             Limits
-	Log                *slog.Logger // nil: none
+	// Raise says how a person raises Limits.Connections, for the log.
+	Raise string
+	Log   *slog.Logger // nil: none
 }
 
 // Port is one published port, as List shows it.
@@ -92,7 +104,7 @@ type Stats struct {
 	Refused      uint64 // the container refused: nobody listens there
 	TimedOut     uint64 // the container did not answer in Limits.Connect, or no socket came
 	Failed       uint64 // other failures to connect
-	Limited      uint64 // reset because Limits.Connections were open
+	Limited      uint64 // reset for want of a place, see Limits.Connections
 	AcceptErrors uint64 // no descriptors or memory; the client stayed in the backlog
 }
 
@@ -106,7 +118,12 @@ type Manager struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	pools map[int]*pool // of the kernel path, by address family
+	pools   map[int]*pool // of the kernel path, by address family
+	places  *places       // of TCP
+	limited atomic.Uint64 // clients that were reset for want of a place
+	crowded sync.Once     // a client found none
+
+	acceptErrors atomic.Uint64 // of all ports
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -120,7 +137,7 @@ type Manager struct {
 // New returns a Manager without ports. Close it.
 func New(cfg Config) *Manager {
 	if cfg.Limits.Connections <= 0 {
-		cfg.Limits.Connections = 4096
+		cfg.Limits.Connections = DefaultConnections
 	}
 	if cfg.Limits.Sockets <= 0 {
 		cfg.Limits.Sockets = 64
@@ -132,6 +149,7 @@ func New(cfg Config) *Manager {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Manager{cfg: cfg, pools: map[int]*pool{}}
+	m.places = newPlaces(cfg.Limits.Connections, m.sayFull, m.freed)
 	size := min(cfg.Limits.Sockets, maxSockets)
 	if cfg.Kernel && cfg.Guest4.IsValid() {
 		m.pools[syscall.AF_INET] = newPool(cfg.Namespace, syscall.AF_INET, size, m.refilled, cfg.Log)
@@ -147,6 +165,36 @@ func New(cfg Config) *Manager {
 func (m *Manager) Take(family int) (fd int, ok bool) { return m.pools[family].take() }
 
 func (m *Manager) refilled() { m.splicer.Refilled() }
+
+// full returns nil unless all places of TCP are taken, otherwise a channel that is closed
+// when one is free again; the Splicer is told then as well.
+func (m *Manager) full() <-chan struct{} {
+	more := m.places.none()
+	if more != nil {
+		m.sayFull(netip.Addr{})
+	}
+	return more
+}
+
+func (m *Manager) freed() {
+	if m.splicer != nil {
+		m.splicer.Freed()
+	}
+}
+
+// sayFull says, once, that Limits.Connections hold a client up.
+func (m *Manager) sayFull(client netip.Addr) {
+	m.crowded.Do(func() {
+		args := []any{"limit", m.cfg.Limits.Connections, "open", m.places.open.Load()}
+		if client.IsValid() {
+			args = append(args, "client", client)
+		}
+		if m.cfg.Raise != "" {
+			args = append(args, "fix", m.cfg.Raise)
+		}
+		m.cfg.Log.Warn("published ports have as many connections as they may: new ones wait", args...)
+	})
+}
 
 // start begins what the kernel path needs, where that is wanted. m.mu is held.
 func (m *Manager) start() (err error) {
@@ -275,7 +323,8 @@ func (m *Manager) Remove(id int) error {
 
 func (m *Manager) addTCP(s Spec, sockets []*os.File) (*port, error) {
 	defer closeAll(sockets) // the port works on copies
-	p := &port{m: m, spec: s, path: PathTAP, limit: int64(m.cfg.Limits.Connections)}
+	p := &port{m: m, spec: s, path: PathTAP}
+	p.ctx, p.cancel = context.WithCancel(m.ctx)
 	serve := p.serveTAP
 	if m.cfg.Kernel {
 		p.path, serve = PathKernel, p.serveKernel
@@ -342,6 +391,22 @@ func (m *Manager) SocketFailures() uint64 {
 	}
 	return n
 }
+
+// Queue is how it stands with the clients of TCP ports that found no place.
+type Queue struct {
+	Waiting int    // at the moment, without those in the kernel's backlog
+	Waited  uint64 // that wait or have waited
+	Reset   uint64 // for whom there was no room, or who waited in vain
+}
+
+// Queue returns how it stands with the clients of TCP ports that found no place.
+func (m *Manager) Queue() Queue {
+	waiting, waited := m.places.numbers()
+	return Queue{Waiting: waiting, Waited: waited, Reset: m.limited.Load()}
+}
+
+// AcceptErrors is how often no client could be accepted for want of descriptors or memory.
+func (m *Manager) AcceptErrors() uint64 { return m.acceptErrors.Load() }
 
 // Close ends all listeners, resets what is open, and returns when nothing of the
 // Manager runs any more.

@@ -25,11 +25,12 @@ type port struct {
 	spec      Spec
 	path      string
 	bound     []netip.AddrPort
-	listeners []io.Closer // TCP
-	limit     int64       // TCP: of open
-	udp       io.Closer   // UDP
+	listeners []io.Closer     // TCP
+	ctx       context.Context // TCP: ends with the listeners
+	cancel    context.CancelFunc
+	udp       io.Closer // UDP
 
-	open  atomic.Int64
+	open  atomic.Int64 // TCP: changed by places
 	bytes relay.Bytes
 	flows, refused, timedOut, failed,
 	limited, acceptErrors atomic.Uint64
@@ -50,6 +51,9 @@ func (p *port) stats() Stats {
 
 func (p *port) close() error {
 	var errs []error
+	if p.cancel != nil {
+		p.cancel()
+	}
 	for _, l := range p.listeners {
 		errs = append(errs, l.Close())
 	}
@@ -111,30 +115,42 @@ func (p *port) serveKernel(f *os.File) error {
 	return nil
 }
 
-// admit counts a client in, and reports false when there are too many.
-func (p *port) admit() bool {
-	if p.open.Add(1) > p.limit {
-		p.open.Add(-1)
-		p.limited.Add(1)
+// Full implements relay.Port.
+func (p *port) Full() bool { return p.m.full() != nil }
+
+// Admit implements relay.Port.
+func (p *port) Admit(client netip.AddrPort, w relay.Waiter) (relay.Ways, relay.Admission) {
+	answer := p.m.places.take(p, client.Addr(), w)
+	if answer == relay.Refused {
+		p.limit()
+		return relay.Ways{}, answer
+	}
+	return p.m.cfg.routes(client, p.spec), answer
+}
+
+// Leave implements relay.Port.
+func (p *port) Leave(client netip.AddrPort, w relay.Waiter, err error) bool {
+	if !p.m.places.leave(client.Addr(), w) {
 		return false
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		p.limit()
 	}
 	return true
 }
 
-// Admit implements relay.Port.
-func (p *port) Admit(client netip.AddrPort) relay.Ways {
-	if !p.admit() {
-		return relay.Ways{}
-	}
-	return p.m.cfg.routes(client, p.spec)
+// limit counts a client that is reset for want of a place.
+func (p *port) limit() {
+	p.limited.Add(1)
+	p.m.limited.Add(1)
 }
 
 // Connected implements relay.Port.
 func (p *port) Connected() { p.flows.Add(1) }
 
 // Ended implements relay.Port.
-func (p *port) Ended(connected *relay.Counts, err error) {
-	p.open.Add(-1)
+func (p *port) Ended(client netip.AddrPort, connected *relay.Counts, err error) {
+	p.m.places.give(p, client.Addr())
 	if connected == nil { // how a connection ends is its peers' business
 		p.count(err)
 	}
@@ -142,6 +158,7 @@ func (p *port) Ended(connected *relay.Counts, err error) {
 
 // AcceptFailed implements relay.Port.
 func (p *port) AcceptFailed(err error) {
+	p.m.acceptErrors.Add(1)
 	if p.acceptErrors.Add(1) == 1 {
 		p.m.cfg.Log.Warn("accept", "port", p.spec.String(), "err", err)
 	}
@@ -156,6 +173,13 @@ func (p *port) Moved() *relay.Bytes { return &p.bytes }
 func (p *port) accept(l *net.TCPListener) {
 	var pause time.Duration
 	for {
+		for more := p.m.full(); more != nil; more = p.m.full() {
+			select {
+			case <-more:
+			case <-p.ctx.Done():
+				return
+			}
+		}
 		c, err := l.AcceptTCP()
 		switch {
 		case err == nil:
@@ -163,6 +187,7 @@ func (p *port) accept(l *net.TCPListener) {
 		case p.m.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return
 		default:
+			p.m.acceptErrors.Add(1)
 			if p.acceptErrors.Add(1); pause == 0 {
 				p.m.cfg.Log.Warn("accept", "port", p.spec.String(), "err", err)
 			}
@@ -172,22 +197,49 @@ func (p *port) accept(l *net.TCPListener) {
 			}
 			continue
 		}
-		if !p.admit() {
+		client, mine := c.RemoteAddr().(*net.TCPAddr).AddrPort(), make(turn)
+		ways, answer := p.Admit(client, mine)
+		if answer == relay.Refused {
 			relay.Reset(c)
 			continue
 		}
 		p.m.tasks.Go(func() {
-			defer p.open.Add(-1)
 			// Whatever forward waits for, the end of the Manager ends it.
 			defer context.AfterFunc(p.m.ctx, func() { relay.Reset(c) })()
-			p.forward(c)
+			if answer == relay.Waiting && !p.wait(client, mine) {
+				relay.Reset(c)
+				return
+			}
+			defer p.m.places.give(p, client.Addr())
+			p.forward(c, ways)
 		})
 	}
 }
 
+// turn is a client of the TAP path that waits; it is closed when the client has a place.
+type turn chan struct{}
+
+// Admitted implements relay.Waiter.
+func (t turn) Admitted() { close(t) }
+
+// wait reports whether the client has a place after it has waited.
+func (p *port) wait(client netip.AddrPort, mine turn) bool {
+	patience := time.NewTimer(p.m.cfg.Limits.Connect)
+	defer patience.Stop()
+	var err error
+	select {
+	case <-mine:
+		return true
+	case <-patience.C:
+		err = os.ErrDeadlineExceeded
+	case <-p.m.ctx.Done():
+		err = p.m.ctx.Err()
+	}
+	return !p.Leave(client, mine, err)
+}
+
 // forward relays one client by the TAP path, and closes it.
-func (p *port) forward(c *net.TCPConn) {
-	ways := p.m.cfg.routes(c.RemoteAddr().(*net.TCPAddr).AddrPort(), p.spec)
+func (p *port) forward(c *net.TCPConn, ways relay.Ways) {
 	p.flows.Add(1)
 	var err error
 	for _, w := range ways.Way[:ways.N] {

@@ -377,6 +377,9 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	if n := m.List()[0].Stats.AcceptErrors; n > 100 {
 		t.Errorf("%d accepts failed: that is a spin", n)
 	}
+	if n := m.AcceptErrors(); n < 2 {
+		t.Errorf("%d failed accepts are counted of all ports", n)
+	}
 	restore()
 	if _, err := unix.Write(fd, []byte("x")); err != nil {
 		t.Fatal(err)

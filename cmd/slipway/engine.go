@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +37,7 @@ func engine() error {
 			return fmt.Errorf("engine: lock down (--sandbox=off runs without): %w", err)
 		}
 	}
-	limits, err := withinFiles(cfg.Limits)
+	limits, published, err := withinFiles(cfg, start)
 	if err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
@@ -67,7 +68,8 @@ func engine() error {
 		Guest4: cfg.Network.Guest4(), Guest6: cfg.Network.Guest6(),
 		Gateway4: cfg.Network.Gateway4(), Gateway6: cfg.Network.Gateway6(),
 		Prefixes: cfg.Network.Prefixes(),
-		Log:      logger(),
+		Limits:   portfwd.Limits{Connections: published}, Raise: raisePublished(cfg, published),
+		Log: logger(),
 	})
 	defer ports.Close()
 	if cfg.Slirp4netns != nil {
@@ -125,18 +127,45 @@ func returnMemory() {
 	debug.FreeOSMemory()
 }
 
-// withinFiles fits the limits into what the process may open; the Go runtime has
-// raised the soft limit to the hard one.
-func withinFiles(l netstack.Limits) (netstack.Limits, error) {
+// withinFiles fits the limits, and how many connections published ports serve, into what
+// the process may open; the Go runtime has raised the soft limit to the hard one.
+func withinFiles(cfg engineConfig, start *monitor.StartMessage) (l netstack.Limits, published int, err error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
-		return l, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+		return l, 0, fmt.Errorf("read RLIMIT_NOFILE: %w", err)
 	}
-	fitting := l.Within(files.Cur)
-	if fitting != l {
-		logger().Warn("fewer flows than asked for: the limit of open files is low", "files", files.Cur, "flows", fitting.Flows, "fix", "ulimit -n 65536")
+	published = cfg.Published
+	kernel := start.Kernel && slices.ContainsFunc(cfg.Publish, func(s portfwd.Spec) bool { return s.Proto == portfwd.TCP })
+	want := 0
+	if kernel {
+		want = portfwd.Limits{Connections: published}.Files()
 	}
-	return fitting, nil
+	l, have := cfg.Limits.Within(files.Cur, want)
+	if have != want {
+		published = max(1, published*have/want)
+	}
+	if l != cfg.Limits {
+		args := []any{"files", files.Cur, "flows", l.Flows}
+		if kernel {
+			args = append(args, "published", published)
+		}
+		logger().Warn("fewer flows than asked for: the limit of open files is low", append(args, "fix", "ulimit -n 65536")...)
+	}
+	if !kernel { // each is a flow
+		published = min(published, l.Flows)
+	}
+	return l, published, nil
+}
+
+// raisePublished is how a person has published ports serve more than so many connections.
+func raisePublished(cfg engineConfig, published int) string {
+	switch {
+	case cfg.Slirp4netns != nil:
+		return ""
+	case published == cfg.Published:
+		return fmt.Sprintf("--max-published above %d, or end connections that are idle", published)
+	}
+	return "--max-published, --max-flows where --publish-path is tap, and ulimit -n 65536"
 }
 
 // ownListeners are the addresses at which this network itself listens.

@@ -229,6 +229,9 @@ func TestLimits(t *testing.T) {
 			t.Errorf("a flow beyond the limit: %q after %s, want %v at once", r.Err, r.Took, unix.ECONNREFUSED)
 		}
 	}
+	if s := a.stderr.String(); strings.Count(s, "as many TCP connections as it may") != 1 || !strings.Contains(s, "limit="+strconv.Itoa(limit)) {
+		t.Errorf("standard error says %q, want the limit of flows, once", s)
+	}
 	a.do("spread", udp, limit+more)
 	for name, want := range map[string]int{
 		"slipway_tcp_flows_open": limit, `slipway_refused_total{limit="flows"}`: more,

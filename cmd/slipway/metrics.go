@@ -31,7 +31,7 @@ var _ metrics.Source = source{}
 
 // Snapshot implements metrics.Source.
 func (s source) Snapshot() metrics.Snapshot {
-	n := s.stack.Stats()
+	n, queue := s.stack.Stats(), s.ports.Queue()
 	drops := maps.Clone(n.Link.Dropped)
 	d := n.UDP.Dropped
 	maps.Copy(drops, map[string]uint64{
@@ -61,7 +61,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		Refused: map[string]uint64{"flows": n.FlowsRefused + n.DialErrors["limit"], "pending_dials": n.DialsRefused, "dns_queries": n.DNS.Refused, "icmp_rate": n.ICMP.Limited,
 			"dhcp_leases": n.DHCP.Refused, "router_solicitations": n.Router.Limited,
 			"buffer": n.Memory.Resets, "dial_rate": n.DialsPaced, "udp_session_rate": d.Paced, "dns_query_rate": n.DNS.Paced, "icmp_error_rate": n.UDP.ICMPErrorsLimited,
-			"neighbours": n.Link.NeighboursForgotten, "neighbour_moves": n.Link.NeighboursDoubted},
+			"published": queue.Reset, "neighbours": n.Link.NeighboursForgotten, "neighbour_moves": n.Link.NeighboursDoubted},
 		UDP: metrics.UDP{
 			Traffic: metrics.Traffic{
 				FromBytes: n.UDP.RxBytes, ToBytes: n.UDP.TxBytes, FromPackets: n.UDP.RxDatagrams, ToPackets: n.UDP.TxDatagrams,
@@ -74,10 +74,11 @@ func (s source) Snapshot() metrics.Snapshot {
 			Latency: metrics.Histogram(n.DNS.Latency),
 		},
 		ICMP:               metrics.ICMP{Requests: n.ICMP.Requests, Replies: n.ICMP.Replies},
-		PortSocketFailures: s.ports.SocketFailures(),
-		EngineRestarts:     uint64(s.start.Restarts),
-		Container:          metrics.Container{Name: s.start.Container, Namespace: strconv.FormatUint(s.start.Namespace, 10)},
-		GVisor:             n.GVisor,
+		PortSocketFailures: s.ports.SocketFailures(), PortAcceptFailures: s.ports.AcceptErrors(),
+		PortsWaiting: int64(queue.Waiting), PortsWaited: queue.Waited,
+		EngineRestarts: uint64(s.start.Restarts),
+		Container:      metrics.Container{Name: s.start.Container, Namespace: strconv.FormatUint(s.start.Namespace, 10)},
+		GVisor:         n.GVisor,
 	}
 	s.addStatus(&out)
 	for _, p := range s.ports.List() {

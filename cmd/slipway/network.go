@@ -32,6 +32,8 @@ type engineConfig struct {
 	HostAccess    netstack.HostAccess `json:"host_access"`
 	AllowMetadata bool                `json:"allow_metadata"`
 	Limits        netstack.Limits     `json:"limits"`
+	// Published is how many TCP connections the published ports serve at once.
+	Published int `json:"published"`
 	// Publish are the published ports; the monitor's listeners come in the same
 	// order, the one of the metrics last.
 	Publish []portfwd.Spec `json:"publish"`
@@ -56,6 +58,7 @@ type networkFlags struct {
 	sandbox       string
 	limits        netstack.Limits
 	maxBuffer     string
+	published     int
 }
 
 func (f *networkFlags) register(fs *pflag.FlagSet) {
@@ -73,6 +76,7 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.limits.PendingDials, "max-pending-dials", def.PendingDials, "most TCP connections being made at a time")
 	fs.IntVar(&f.limits.UDPSessions, "max-udp-sessions", def.UDPSessions, "most UDP sessions at a time")
 	fs.StringVar(&f.maxBuffer, "max-buffer", strconv.FormatInt(def.Buffer>>20, 10)+"m", "most bytes that all TCP connections together may have queued, like 64m or 1g")
+	fs.IntVar(&f.published, "max-published", portfwd.DefaultConnections, "most TCP connections of published ports at a time, of which one client address leaves a tenth to others")
 }
 
 // config checks the options and turns them into what the monitor needs, without
@@ -81,7 +85,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 	if f.mtu < 1280 || f.mtu > 65520 {
 		return nil, fmt.Errorf("MTU %d is out of range: IPv6 needs 1280, a TAP takes 65520", f.mtu)
 	}
-	for name, v := range map[string]int{"max-flows": f.limits.Flows, "max-pending-dials": f.limits.PendingDials, "max-udp-sessions": f.limits.UDPSessions} {
+	for name, v := range map[string]int{"max-flows": f.limits.Flows, "max-pending-dials": f.limits.PendingDials, "max-udp-sessions": f.limits.UDPSessions, "max-published": f.published} {
 		if v < 1 || v > 1<<20 {
 			return nil, fmt.Errorf("--%s %d is out of range: 1 to %d", name, v, 1<<20)
 		}
@@ -120,7 +124,7 @@ func (f *networkFlags) config() (*monitor.Config, error) {
 	}
 	engine, err := json.Marshal(engineConfig{
 		Network: network, MTU: f.mtu, HostAccess: access, AllowMetadata: f.allowMetadata,
-		Limits: limits, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
+		Limits: limits, Published: f.published, Publish: specs, Metrics: f.metrics != "", Sandbox: f.sandbox,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)

@@ -74,7 +74,7 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 }
 
 // networkOnly are the options that mean nothing without a private network.
-var networkOnly = []string{"publish", "publish-path", "host-access", "allow-metadata", "mtu", "cidr", "offload", "metrics", "sandbox", "max-flows", "max-pending-dials", "max-udp-sessions", "max-buffer"}
+var networkOnly = []string{"publish", "publish-path", "host-access", "allow-metadata", "mtu", "cidr", "offload", "metrics", "sandbox", "max-flows", "max-pending-dials", "max-udp-sessions", "max-buffer", "max-published"}
 
 func (f *runFlags) run(cmd *cobra.Command, args []string) error {
 	if rm, err := cmd.Flags().GetBool("rm"); err != nil || !rm {

@@ -20,6 +20,7 @@ import (
 	"slipway/netstack/monitor"
 	"slipway/netstack/netns"
 	"slipway/netstack/tap"
+	"slipway/portfwd"
 	"slipway/portfwd/slirp4netns"
 )
 
@@ -220,7 +221,7 @@ func slirp4netnsConfig(opts slirp4netns.Options) (*monitor.Config, error) {
 		Outbound4: opts.OutboundAddr, Outbound6: opts.OutboundAddr6,
 	}
 	engine, err := json.Marshal(engineConfig{
-		Network: network, MTU: opts.MTU, Limits: netstack.DefaultLimits(), Sandbox: "on", Slirp4netns: &own,
+		Network: network, MTU: opts.MTU, Limits: netstack.DefaultLimits(), Published: portfwd.DefaultConnections, Sandbox: "on", Slirp4netns: &own,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)

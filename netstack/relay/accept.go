@@ -18,6 +18,8 @@ const (
 	// acceptPause is how long nobody is accepted after accept(2) failed for want of
 	// descriptors or memory. The clients stay in the backlog.
 	acceptPause = 100 * time.Millisecond
+	// fullPause is how long nobody is accepted at a full port, unless it is freed before.
+	fullPause = time.Second
 )
 
 // pause is a listening socket from which a loop does not accept for a while.
@@ -48,6 +50,10 @@ func (l *loop) forget(v *Serving) {
 func (l *loop) accept(v *Serving) {
 	var now time.Time
 	for range acceptBatch {
+		if v.port.Full() {
+			l.pause(v, fullPause)
+			return
+		}
 		size := uint32(unsafe.Sizeof(l.address))
 		fd, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(v.fd), uintptr(unsafe.Pointer(&l.address)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 		switch errno {
@@ -58,21 +64,30 @@ func (l *loop) accept(v *Serving) {
 			continue // a connection that has gone already, see accept(2)
 		default: // EMFILE, ENFILE, ENOBUFS, ENOMEM
 			v.port.AcceptFailed(os.NewSyscallError("accept4", errno))
-			_ = unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_DEL, v.fd, nil)
-			l.paused = append(l.paused, pause{v, time.Now().Add(acceptPause)})
+			l.pause(v, acceptPause)
 			return
-		}
-		client := readAddress(&l.address)
-		ways := v.port.Admit(client)
-		if ways.N == 0 {
-			reset(int(fd))
-			continue
 		}
 		if now.IsZero() {
 			now = time.Now()
 		}
-		p := &pair{loop: l, port: v.port, fd: [2]int{int(fd), -1}, slot: noSlot, ways: ways, deadline: now.Add(l.s.cfg.Connect)}
-		p.dial()
+		p := &pair{
+			loop: l, port: v.port, address: readAddress(&l.address), fd: [2]int{int(fd), -1}, slot: noSlot,
+			deadline: now.Add(l.s.cfg.Connect),
+		}
+		p.admit()
+	}
+}
+
+// pause has the loop accept nobody at v for a while.
+func (l *loop) pause(v *Serving, d time.Duration) {
+	_ = unix.EpollCtl(l.set.FD, unix.EPOLL_CTL_DEL, v.fd, nil)
+	l.paused = append(l.paused, pause{v, time.Now().Add(d)})
+}
+
+// resume ends all pauses.
+func (l *loop) resume() {
+	for i := range l.paused {
+		l.paused[i].end = time.Time{}
 	}
 }
 

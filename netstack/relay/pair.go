@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -52,15 +53,17 @@ const (
 // pair is a client and the connection to the container that is its. All of it
 // belongs to the loop's goroutine.
 type pair struct {
-	loop *loop
-	port Port
-	fd   [2]int // by side; -1: none
-	slot int32  // noSlot: none
+	loop    *loop
+	port    Port
+	address netip.AddrPort // the client's
+	fd      [2]int         // by side; -1: none
+	slot    int32          // noSlot: none
 
 	// While it is dialled.
 	ways               Ways
 	way                int
 	anyPort            bool // the client's port cannot be had
+	waiting            bool // to be admitted
 	listed, socketless bool
 	deadline           time.Time
 	prev, next         *pair
@@ -310,7 +313,7 @@ func (p *pair) abort(err error) {
 func (p *pair) finish() {
 	p.dispose()
 	c, g := &p.dir[client], &p.dir[guest]
-	p.port.Ended(&Counts{ToGuest: c.moved, FromGuest: g.moved, Spliced: c.spliced + g.spliced}, p.err)
+	p.port.Ended(p.address, &Counts{ToGuest: c.moved, FromGuest: g.moved, Spliced: c.spliced + g.spliced}, p.err)
 }
 
 // dispose closes what the pair holds.

@@ -3,10 +3,40 @@ package relay
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// admit asks the pair's port for admission.
+func (p *pair) admit() {
+	ways, answer := p.port.Admit(p.address, p)
+	p.ways = ways
+	switch answer {
+	case Admitted:
+		p.dial()
+	case Waiting:
+		p.waiting = true
+		p.enlist()
+	default:
+		reset(p.fd[client])
+	}
+}
+
+// Admitted implements Waiter.
+func (p *pair) Admitted() { p.loop.post(p.admitted) }
+
+// admitted begins to dial for a client that has waited, unless that was too long.
+func (p *pair) admitted() {
+	if p.closed {
+		return
+	}
+	p.waiting = false
+	p.delist()
+	p.deadline = time.Now().Add(p.loop.s.cfg.Connect)
+	p.dial()
+}
 
 // dial tries to connect the pair's client to the container, by one way after the other.
 // Inside one machine the handshake is over when connect(2) returns; when it is not, or
@@ -99,12 +129,15 @@ func (p *pair) delist() {
 	}
 }
 
-// dialFailed ends a pair that no way led to the container for.
+// dialFailed ends a pair that no way led to the container for, or that was not admitted.
 func (p *pair) dialFailed(err error) {
 	p.delist()
 	p.err = err
 	p.dispose()
-	p.port.Ended(nil, err)
+	if p.waiting && p.port.Leave(p.address, p, err) {
+		return
+	}
+	p.port.Ended(p.address, nil, err)
 }
 
 // again reports whether there is another way after one that failed with errno, and

@@ -218,6 +218,92 @@ func TestServeWithoutDescriptors(t *testing.T) {
 	eventually(t, "the connection is counted", func() bool { return r.connected.Load() == 1 })
 }
 
+// TestServeWaitsForAdmission: a client that waits is served once it is admitted.
+func TestServeWaitsForAdmission(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := newRecord(nil)
+	r.ways = Ways{1, [2]Way{{netip.MustParseAddrPort("127.0.0.2:0"), l.Addr().(*net.TCPAddr).AddrPort()}}}
+	r.waiters = make(chan Waiter, 1)
+	at, _ := serving(t, newSplicer(t, &fresh{}, patience), r)
+	c := dialed(t, at)
+	mustWrite(t, c, "early")
+	w := <-r.waiters
+	if n := r.connected.Load(); n != 0 {
+		t.Errorf("%d connections to the container before the client is admitted", n)
+	}
+	w.Admitted()
+	peer, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	mustRead(t, peer, "early")
+	mustWrite(t, peer, "answer")
+	mustRead(t, c, "answer")
+}
+
+// TestServeWaitsInVain: a client that is not admitted in time is reset, and one that waits when
+// the Splicer is closed as well.
+func TestServeWaitsInVain(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		patient time.Duration
+		want    error
+	}{
+		{"in time", 50 * time.Millisecond, os.ErrDeadlineExceeded},
+		{"before the end", patience, ErrStopped},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRecord(nil)
+			r.ways, r.waiters = Ways{N: 1}, make(chan Waiter, 1)
+			s := newSplicer(t, &fresh{}, tc.patient)
+			at, _ := serving(t, s, r)
+			c := dialed(t, at)
+			w := <-r.waiters
+			if errors.Is(tc.want, ErrStopped) {
+				s.Close()
+			}
+			mustBeReset(t, c)
+			if err := <-r.left; !errors.Is(err, tc.want) {
+				t.Errorf("the client left for %v, want %v", err, tc.want)
+			}
+			w.Admitted() // too late: nothing comes of it
+		})
+	}
+}
+
+// TestServeFull: nobody is accepted at a port that is full, until it is freed.
+func TestServeFull(t *testing.T) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := newRecord(nil)
+	r.ways = Ways{1, [2]Way{{netip.MustParseAddrPort("127.0.0.2:0"), l.Addr().(*net.TCPAddr).AddrPort()}}}
+	r.full.Store(true)
+	s := newSplicer(t, &fresh{}, patience)
+	at, _ := serving(t, s, r)
+	c := dialed(t, at)
+	mustWrite(t, c, "early")
+	eventually(t, "the port was asked", func() bool { return r.held.Load() > 0 })
+	if n := r.connected.Load(); n != 0 {
+		t.Errorf("%d connections of a full port", n)
+	}
+	r.full.Store(false)
+	s.Freed()
+	peer, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	mustRead(t, peer, "early")
+}
+
 // TestServeNobody: a client that is not admitted is reset.
 func TestServeNobody(t *testing.T) {
 	at, _ := serving(t, newSplicer(t, &fresh{}, patience), newRecord(nil))

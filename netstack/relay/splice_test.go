@@ -59,21 +59,48 @@ type record struct {
 	accepts   atomic.Int32 // that failed
 	ended     chan outcome // of relayed pairs
 	failed    chan error   // of the others
+	waiters   chan Waiter  // not nil: clients wait
+	left      chan error   // those that did in vain
+	full      atomic.Bool
+	held      atomic.Int32 // how often Full said so
 }
 
 func newRecord(live *Bytes) *record {
 	if live == nil {
 		live = new(Bytes)
 	}
-	return &record{bytes: live, ended: make(chan outcome, 64), failed: make(chan error, 64)}
+	return &record{bytes: live, ended: make(chan outcome, 64), failed: make(chan error, 64), left: make(chan error, 64)}
 }
 
-func (r *record) Admit(netip.AddrPort) Ways { return r.ways }
-func (r *record) Connected()                { r.connected.Add(1) }
-func (r *record) AcceptFailed(error)        { r.accepts.Add(1) }
-func (r *record) Moved() *Bytes             { return r.bytes }
+func (r *record) Admit(_ netip.AddrPort, w Waiter) (Ways, Admission) {
+	switch {
+	case r.ways.N == 0:
+		return Ways{}, Refused
+	case r.waiters != nil:
+		r.waiters <- w
+		return r.ways, Waiting
+	}
+	return r.ways, Admitted
+}
 
-func (r *record) Ended(connected *Counts, err error) {
+func (r *record) Full() bool {
+	if r.full.Load() {
+		r.held.Add(1)
+		return true
+	}
+	return false
+}
+
+func (r *record) Leave(_ netip.AddrPort, _ Waiter, err error) bool {
+	r.left <- err
+	return true
+}
+
+func (r *record) Connected()         { r.connected.Add(1) }
+func (r *record) AcceptFailed(error) { r.accepts.Add(1) }
+func (r *record) Moved() *Bytes      { return r.bytes }
+
+func (r *record) Ended(_ netip.AddrPort, connected *Counts, err error) {
 	if connected == nil {
 		r.failed <- err
 		return

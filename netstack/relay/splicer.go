@@ -17,19 +17,42 @@ var ErrStopped = errors.New("relay stopped")
 // Port is what a Splicer asks about the clients of one listening socket, and tells.
 // Its methods are called by several goroutines at once, and must not block.
 type Port interface {
-	// Admit says by which ways a client is to be served, best first. Without any it is reset.
-	Admit(client netip.AddrPort) Ways
+	// Full says that no client could be admitted. Nobody is accepted then until
+	// Splicer.Freed is called, which the Port sees to: clients stay in the backlog.
+	Full() bool
+	// Admit says whether a client is served, and by which ways, best first. If it is
+	// Waiting, w is told when it is admitted.
+	Admit(client netip.AddrPort, w Waiter) (Ways, Admission)
+	// Leave says that a client waits no longer, and why: os.ErrDeadlineExceeded or
+	// ErrStopped. It reports false if w was told that the client is admitted.
+	Leave(client netip.AddrPort, w Waiter, err error) bool
 	// Connected says that one of the ways led to the container.
 	Connected()
 	// Ended comes once for each admitted client. connected is the relay's result, nil
 	// when no way led to the container; err is then why, an errno, os.ErrDeadlineExceeded
 	// or ErrStopped.
-	Ended(connected *Counts, err error)
+	Ended(client netip.AddrPort, connected *Counts, err error)
 	// AcceptFailed says that accept(2) failed for want of descriptors or memory. Clients
 	// stay in the backlog for a while.
 	AcceptFailed(err error)
 	// Moved is where bytes are counted as they are delivered.
 	Moved() *Bytes
+}
+
+// Admission is what a Port does with a client.
+type Admission int
+
+// The answers of Port.Admit.
+const (
+	Refused  Admission = iota // it is reset
+	Admitted                  // it is served
+	Waiting                   // it is kept, for as long as the container has to answer
+)
+
+// Waiter is a client that waits.
+type Waiter interface {
+	// Admitted says that it is served from now on. It does not block.
+	Admitted()
 }
 
 // Way is one way to try: who the container sees as its client, and where it goes.
@@ -55,7 +78,7 @@ type SplicerConfig struct {
 	Loops int
 	// Sockets gives what the container is connected to with.
 	Sockets Sockets
-	// Connect is how long the container has to answer.
+	// Connect is how long the container has to answer, and how long a client waits before.
 	Connect time.Duration
 }
 
@@ -114,6 +137,13 @@ func (s *Splicer) Refilled() {
 	}
 	for _, l := range s.loops {
 		l.post(l.redial)
+	}
+}
+
+// Freed tells that Port.Full may say otherwise than before.
+func (s *Splicer) Freed() {
+	for _, l := range s.loops {
+		l.post(l.resume)
 	}
 }
 
