@@ -34,6 +34,8 @@ type Snapshot struct {
 	FlowsTotal               uint64
 	// FlowsReset ended by a reset, FlowsFailed by another error.
 	FlowsReset, FlowsFailed uint64
+	Buffered                int64  // bytes that are queued now
+	BufferFull              uint64 // how often little memory was left for them
 	HandshakesFailed        uint64 // the container went away during the handshake
 	DialsPending            int64
 	DialErrors              map[string]uint64 // by reason

@@ -55,6 +55,7 @@ func (s source) Snapshot() metrics.Snapshot {
 		Fragments: n.Link.RxFragments + n.UDP.Fragments, Reassembled: n.Reassembled + n.UDP.Reassembled, Leases: int64(n.DHCP.Leases),
 		TCPFromBytes: n.TCPFromGuest, TCPToBytes: n.TCPToGuest,
 		FlowsOpen: n.FlowsOpen, FlowsTotal: n.FlowsTotal, FlowsReset: n.FlowsReset, FlowsFailed: n.FlowsFailed,
+		Buffered: n.Memory.Queued, BufferFull: n.Memory.Bound,
 		HandshakesFailed: n.HandshakesFailed, DialsPending: n.DialsPending, DialErrors: n.DialErrors,
 		DialTime: metrics.Histogram(n.DialTime), FlowTime: metrics.Histogram(n.FlowTime), PolicyRefusals: n.PolicyRefusals,
 		Retransmits: n.GVisor["tcp_retransmits"],

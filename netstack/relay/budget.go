@@ -26,9 +26,6 @@ const (
 	// lookShare bounds the CPU time of looking at all flows: a look may follow another one
 	// after so many times what that one took.
 	lookShare = 10
-	// patienceWithStalled is how long memory may be tight before a flow that has moved nothing
-	// for as long is reset.
-	patienceWithStalled = 5 * time.Second
 	// returnAfter is how long much less memory has been needed than before when the engine
 	// gives it back; returnWorth is what "much" is, in bytes.
 	returnAfter = 3 * time.Second
@@ -36,6 +33,10 @@ const (
 	// fewFlows need no look by themselves.
 	fewFlows = 64
 )
+
+// patienceWithStalled is how long memory may be tight before a flow that has moved nothing
+// for as long is reset. A variable for the tests.
+var patienceWithStalled = 5 * time.Second
 
 // ErrMemory is how a flow ends that has been stalled for long when memory is wanted.
 var ErrMemory = errors.New("stalled while the memory for queued bytes is used up")
@@ -59,8 +60,8 @@ type BudgetConfig struct {
 // in which it may queue bytes by having them taken, see sendWindow and receiveWindow. When
 // three quarters of the budget are used, memory is tight: a flow then may queue what is
 // taken from it in a few milliseconds, and a flow from which nothing is taken has a floor.
-// All floors together are the last quarter. When memory stays tight, the flow that has been
-// stalled for long with most is reset.
+// When all is used each flow has its floor. All floors together are a quarter of the budget.
+// When memory stays tight, the flow that has been stalled for long with most is reset.
 //
 // The sum is exact whenever all flows are looked at, and an upper bound between two looks:
 // whoever queues something adds it (Take). The next look comes before the bound reaches the
@@ -125,6 +126,25 @@ func (b *Budget) Take(bytes int) bool {
 	b.glance()
 	return b.queued.Load() <= b.cfg.Bytes+b.cfg.Bytes/8
 }
+
+// left is how much of the budget is.
+func (b *Budget) left() remainder {
+	switch n := b.queued.Load(); {
+	case n >= b.cfg.Bytes:
+		return none
+	case n >= b.cfg.Bytes/4*3 || b.tight.Load():
+		return little
+	}
+	return enough
+}
+
+type remainder int
+
+const (
+	enough remainder = iota
+	little           // memory is tight
+	none
+)
 
 // glance looks at all flows, unless somebody does so already or has just done it.
 func (b *Budget) glance() {

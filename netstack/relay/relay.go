@@ -48,7 +48,7 @@ type flow struct {
 
 	// For the budget.
 	fromHost, toHost    atomic.Uint64 // bytes that were read from the host, and written to it
-	segments            atomic.Int64  // that gVisor has to send, at the most
+	segment             atomic.Int64  // mean size of those that gVisor got to send, in bytes
 	toGuestBy, toHostBy progress      // the Budget's
 	lingers             atomic.Bool   // both directions have ended, and gVisor may close the endpoint
 

@@ -53,6 +53,15 @@ func newStack(t testing.TB, ep stack.LinkEndpoint, addr netip.Addr) *stack.Stack
 	if err != nil {
 		t.Fatalf("add address: %s", err)
 	}
+	// As package netstack does.
+	for _, o := range []tcpip.SettableTransportProtocolOption{
+		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: StartBuffer, Max: MaxBuffer},
+		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: StartWindow, Max: MaxWindow},
+	} {
+		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: 1}})
 	return s
 }
@@ -76,8 +85,9 @@ type flowTest struct {
 	guest *gonet.TCPConn
 	host  *net.TCPConn
 	bytes Bytes
-	all   Guest
+	all   *Guest
 	ep    chan tcpip.Endpoint // of ours
+	ours  chan Socket         // towards the host
 	done  chan error
 	gone  chan struct{}
 }
@@ -89,14 +99,19 @@ func newBudget() *Budget { return NewBudget(BudgetConfig{Bytes: 256 << 20, Flows
 // relay.
 func newFlow(ctx context.Context, t testing.TB) *flowTest {
 	t.Helper()
+	return newFlowOf(ctx, t, &Guest{Budget: newBudget()})
+}
+
+func newFlowOf(ctx context.Context, t testing.TB, all *Guest) *flowTest {
+	t.Helper()
 	p := newPair(t)
-	f := &flowTest{all: Guest{Budget: newBudget()}, ep: make(chan tcpip.Endpoint, 1), done: make(chan error, 1), gone: make(chan struct{})}
+	f := &flowTest{all: all, ep: make(chan tcpip.Endpoint, 1), ours: make(chan Socket, 1), done: make(chan error, 1), gone: make(chan struct{})}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	fwd := tcp.NewForwarder(p.ours, 1<<20, 16, func(r *tcp.ForwarderRequest) {
+	fwd := tcp.NewForwarder(p.ours, StartWindow, 16, func(r *tcp.ForwarderRequest) {
 		conn, err := net.Dial("tcp4", listener.Addr().String())
 		if err != nil {
 			r.Complete(true)
@@ -111,7 +126,8 @@ func newFlow(ctx context.Context, t testing.TB) *flowTest {
 			return
 		}
 		f.ep <- ep
-		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), &f.all, func() { close(f.gone) }, &f.bytes)
+		f.ours <- conn.(*net.TCPConn)
+		f.done <- Run(ctx, ep, &queue, conn.(*net.TCPConn), f.all, func() { close(f.gone) }, &f.bytes)
 	})
 	p.ours.SetTransportProtocolHandler(tcp.ProtocolNumber, fwd.HandlePacket)
 	dst := tcpip.FullAddress{NIC: 1, Addr: tcpip.AddrFromSlice(hostAddr.AsSlice()), Port: 80}

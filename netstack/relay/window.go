@@ -38,8 +38,7 @@ type sendWindow struct {
 	fullSince time.Time
 	fullAt    uint64
 
-	// While the budget is tight: when the present interval began, what was taken before it,
-	// and what was in the last one.
+	// When the present interval began, what was taken before it, and what was in the last one.
 	since          time.Time
 	before, recent uint64
 }
@@ -54,8 +53,15 @@ func (w *sendWindow) open() {
 	if w.small {
 		size = min(size, smallBuffer)
 	}
-	if w.flow.guest.Budget.tight.Load() {
-		size = min(size, w.inTightness(time.Now()))
+	if size > StartWindow {
+		w.note(time.Now())
+	}
+	switch b := w.flow.guest.Budget; b.left() {
+	case little:
+		// What the guest takes in twice the time that it may pause.
+		size = min(size, max(b.floor, int(min(2*w.recent, MaxWindow))))
+	case none:
+		size = min(size, b.floor)
 	}
 	if size != w.set {
 		w.set = size
@@ -63,18 +69,18 @@ func (w *sendWindow) open() {
 	}
 }
 
-// inTightness is how much may be queued while there is little memory: what the guest takes
-// in twice the time that it may pause.
-func (w *sendWindow) inTightness(now time.Time) int {
-	if passed := now.Sub(w.since); passed >= prompt {
-		taken := w.taken()
-		w.recent = taken - w.before
-		if passed >= 2*prompt {
-			w.recent = 0 // of some time or other
-		}
-		w.since, w.before = now, taken
+// note measures what the guest takes, in intervals.
+func (w *sendWindow) note(now time.Time) {
+	passed := now.Sub(w.since)
+	if passed < prompt {
+		return
 	}
-	return max(w.flow.guest.Budget.floor, int(min(2*w.recent, MaxWindow)))
+	taken := w.taken()
+	w.recent = taken - w.before
+	if passed >= 2*prompt {
+		w.recent = 0 // of some time or other
+	}
+	w.since, w.before = now, taken
 }
 
 // taken is how many bytes the guest has acknowledged.
@@ -86,8 +92,7 @@ func (w *sendWindow) taken() uint64 {
 func (w *sendWindow) wrote(n int) {
 	f := w.flow
 	f.fromHost.Add(uint64(n))
-	// Those before it may have left.
-	f.segments.Store(min(f.segments.Load(), int64(queuedToSend(f.ep))) + 1)
+	f.segment.Store((7*f.segment.Load() + int64(n)) / 8)
 	f.guest.Budget.Take(n)
 }
 
@@ -137,9 +142,8 @@ func (f *flow) queuedBytes() (toGuest, toHost int) {
 		return 0, 0
 	}
 	toGuest = sendBufferUsed(ep)
-	// There is a byte in each segment.
-	segments := min(f.segments.Load(), int64(toGuest))
-	return toGuest + int(segments)*segmentOverhead, receiveMemUsed(ep)
+	segments := toGuest / max(int(f.segment.Load()), 1)
+	return toGuest + segments*segmentOverhead, receiveMemUsed(ep)
 }
 
 // shutBuffer makes the receive buffer no larger than size: gVisor drops what the guest sends
