@@ -15,9 +15,8 @@ import (
 )
 
 // askedEnough is how many SYN-ACKs a guest has left unanswered before its handshake may be
-// given up for another. The answer to the first may have been lost in a full device: the
-// guest's connect(2) has returned then, and the second, a second later, brings the answer
-// again.
+// given up for another, of those whose answer the device cannot have dropped. One is not
+// enough: while its connect(2) is still running, a guest's kernel answers a moment late.
 const askedEnough = 2
 
 // handshake is one that the guest has to finish.
@@ -26,8 +25,10 @@ type handshake struct {
 	// What the SYN-ACK said.
 	iss, next seqnum.Value
 	window    seqnum.Size
-	asked     int    // SYN-ACKs that the device has
-	mark      uint64 // the receive loop's looks at the last of them
+	offered   bool   // gVisor has sent a SYN-ACK
+	mark      uint64 // the receive loop's looks when the device had the last of them; 0: it has none
+	// unanswered are SYN-ACKs before the last whose answer the receive loop would have seen.
+	unanswered int
 	// finished: gVisor saw the right answer. closed: it sees none any more.
 	finished, closed bool
 	charged          bool          // for being overdue
@@ -41,7 +42,7 @@ type handshake struct {
 // send a SYN (RFC 9293 section 3.5). It is safe for concurrent use, and implements
 // [link.Handshakes].
 type handshakes struct {
-	seenSince func(mark uint64) bool // the receive loop, see link.Endpoint
+	seenSince func(mark uint64) link.Seen // by the receive loop, see link.Endpoint
 	looks     func() uint64
 	state     func(id stack.TransportEndpointID) tcp.EndpointState
 
@@ -60,7 +61,7 @@ var _ link.Handshakes = (*handshakes)(nil)
 // newHandshakes returns the handshakes of s, whose link is there when the first begins.
 func newHandshakes(s *Stack) *handshakes {
 	return &handshakes{
-		seenSince: func(mark uint64) bool { return s.link.SeenSince(mark) },
+		seenSince: func(mark uint64) link.Seen { return s.link.SeenSince(mark) },
 		looks:     func() uint64 { return s.link.Looks() },
 		state: func(id stack.TransportEndpointID) tcp.EndpointState {
 			if ep := s.endpoint(id); ep != nil {
@@ -155,7 +156,7 @@ func (h *handshakes) Offer(id stack.TransportEndpointID, synAck header.TCP) {
 		hs.iss, hs.next = seqnum.Value(synAck.SequenceNumber()), seqnum.Value(synAck.AckNumber())
 		// The window of a SYN-ACK is not scaled (RFC 7323 section 2.2).
 		hs.window = seqnum.Size(synAck.WindowSize())
-		hs.asked = max(hs.asked, 1)
+		hs.offered = true
 	}
 }
 
@@ -168,13 +169,19 @@ func (h *handshakes) Offered(id stack.TransportEndpointID) {
 	if hs == nil {
 		return
 	}
-	if hs.mark != 0 {
-		hs.asked++
-	}
+	hs.unanswered += h.last(hs)
 	hs.mark = mark
 	if hs.in == nil && !hs.crossing && !hs.closed {
 		h.move(hs, &h.fresh)
 	}
+}
+
+// last is 1 where the receive loop would have seen an answer to the last SYN-ACK.
+func (h *handshakes) last(hs *handshake) int {
+	if hs.mark != 0 && h.seenSince(hs.mark) == link.All {
+		return 1
+	}
+	return 0
 }
 
 // Finishes implements link.Handshakes by the letter of RFC 9293 section 3.10.7.4. What
@@ -188,7 +195,7 @@ func (h *handshakes) Finishes(id stack.TransportEndpointID, answer header.TCP) b
 		// Its SYN-ACK is not sent yet, and nobody knows its number; or it has ended this
 		// moment, and gVisor is about to close the endpoint.
 		return false
-	case hs.asked == 0 || hs.closed:
+	case !hs.offered || hs.closed:
 		return false
 	case !seqnum.Value(answer.SequenceNumber()).InWindow(hs.next, hs.window):
 		return true
@@ -206,7 +213,7 @@ func (h *handshakes) sweep() (found int) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for hs := first(&h.fresh); hs != nil && h.seenSince(hs.mark); hs = first(&h.fresh) {
+	for hs := first(&h.fresh); hs != nil && h.seenSince(hs.mark) != link.NotYet; hs = first(&h.fresh) {
 		if h.state(hs.id) != tcp.StateSynRecv {
 			h.move(hs, nil) // finished, and about to be ended
 			continue
@@ -236,7 +243,7 @@ func (h *handshakes) yields() (id stack.TransportEndpointID, ok bool) {
 			h.move(hs, nil)
 			continue
 		}
-		if hs.asked < askedEnough || !h.seenSince(hs.mark) {
+		if hs.unanswered+h.last(hs) < askedEnough {
 			return id, false
 		}
 		hs.closed = true

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,7 @@ const (
 // One goroutine looks after all of them.
 type heldSYNs struct {
 	s     *Stack
+	place time.Duration // that a SYN waits for one
 	wake  chan struct{} // says that there is something to look at
 	count atomic.Int64  // of byID
 
@@ -69,7 +71,7 @@ type heldSYN struct {
 }
 
 func newHeldSYNs(s *Stack) *heldSYNs {
-	return &heldSYNs{s: s, wake: make(chan struct{}, 1), byID: make(map[stack.TransportEndpointID]*heldSYN)}
+	return &heldSYNs{s: s, place: cmp.Or(s.cfg.heldForPlace, heldForPlace), wake: make(chan struct{}, 1), byID: make(map[stack.TransportEndpointID]*heldSYN)}
 }
 
 // input reports whether it took the frame: a SYN that waits for its port.
@@ -271,7 +273,12 @@ func (h *heldSYNs) toPlace() bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.released || h.byID[one.id] != nil { // it came once more meanwhile
+	switch {
+	case h.released, h.byID[one.id] != nil: // it came once more meanwhile
+		one.drop()
+		return false
+	case len(h.byID) >= maxHeldSYNs: // others came meanwhile
+		h.s.stats.synsRefused.Add(1)
 		one.drop()
 		return false
 	}
@@ -285,7 +292,7 @@ func (h *heldSYNs) toPlace() bool {
 func (h *heldSYNs) expire() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for one := heldAt(h.places.Front()); one != nil && time.Since(one.since) > heldForPlace; one = heldAt(h.places.Front()) {
+	for one := heldAt(h.places.Front()); one != nil && time.Since(one.since) > h.place; one = heldAt(h.places.Front()) {
 		h.remove(one)
 		h.s.stats.refused(one.why)
 		one.drop()

@@ -96,9 +96,9 @@ type Config struct {
 	Services Services
 	// Limits bound the guest.
 	Limits Limits
-	// handshakeTime is how long the guest may take for a handshake; 0: the constant of that
-	// name.
-	handshakeTime time.Duration
+	// handshakeTime is how long the guest may take for a handshake, heldForPlace how long a
+	// SYN waits for its place; 0: the constant of that name.
+	handshakeTime, heldForPlace time.Duration
 	// Log gets what a person should know, never from the packet path twice; nil: no log.
 	Log *slog.Logger
 }

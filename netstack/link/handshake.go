@@ -28,29 +28,60 @@ type Handshakes interface {
 	Finishes(id stack.TransportEndpointID, answer header.TCP) bool
 }
 
-// tapQueue is more frames than a TAP holds for us: its transmit queue length, which is
-// 8,192 at the most unless the guest's root has raised it, at the cost of its own
-// connections.
-const tapQueue = 1 << 14
+const (
+	// tapQueue is more frames than a TAP holds for us: its transmit queue length, which is
+	// 8,192 at the most unless the guest's root has raised it, at the cost of its own
+	// connections.
+	tapQueue = 1 << 14
+	// fullQueue is how many frames it holds at the least before it drops one: the kernel's
+	// default (TUN_READQ_SIZE in drivers/net/tun.c).
+	fullQueue = 500
+)
 
 // looks counts how often the receive loop has looked for a frame. The loop alone writes.
 type looks struct {
 	begun atomic.Uint64
-	// nothing is the last look that found none.
-	nothing atomic.Uint64
+	// nothing is the last look that found none, full the last of those that came after so
+	// many frames that the device may have been full.
+	nothing, full atomic.Uint64
 }
 
 func (l *looks) begin() { l.begun.Store(l.begun.Load() + 1) }
-func (l *looks) empty() { l.nothing.Store(l.begun.Load()) }
+
+func (l *looks) empty() {
+	now := l.begun.Load()
+	if now-l.nothing.Load() > fullQueue {
+		l.full.Store(now)
+	}
+	l.nothing.Store(now)
+}
 
 // Looks is how often the receive loop has looked for a frame, for [Endpoint.SeenSince].
 func (e *Endpoint) Looks() uint64 { return e.looks.begun.Load() }
 
-// SeenSince reports whether the receive loop has handled every frame that the device held
-// when Looks returned mark: a later look found the device empty, or found more frames than
-// a device holds.
-func (e *Endpoint) SeenSince(mark uint64) bool {
-	return e.looks.nothing.Load() > mark || e.looks.begun.Load() > mark+tapQueue+1
+// Seen is what the receive loop has seen of the frames that the guest had sent when Looks
+// returned some number.
+type Seen int
+
+// What can be said of those frames.
+const (
+	NotYet Seen = iota // some of them may be in the device
+	Held               // all that the device had room for
+	All                // all: the device cannot have been full since
+)
+
+// SeenSince is what the receive loop has seen of the frames that the guest had sent when
+// Looks returned mark: a later look found the device empty, or found more frames than a
+// device holds.
+func (e *Endpoint) SeenSince(mark uint64) Seen {
+	full, nothing := e.looks.full.Load(), e.looks.nothing.Load()
+	switch {
+	case nothing > mark && full <= mark:
+		return All
+	case nothing > mark || e.looks.begun.Load() > mark+tapQueue+1:
+		return Held
+	}
+	return NotYet
 }
 
 func (e *Endpoint) handshaking() bool {
