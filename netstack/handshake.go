@@ -27,6 +27,7 @@ type handshake struct {
 	window    seqnum.Size
 	offered   bool   // gVisor has sent a SYN-ACK
 	mark      uint64 // the receive loop's looks when the device had the last of them; 0: it has none
+	again     bool   // that was not the first
 	// unanswered are SYN-ACKs before the last whose answer the receive loop would have seen.
 	unanswered int
 	// finished: gVisor saw the right answer. closed: it sees none any more.
@@ -170,6 +171,7 @@ func (h *handshakes) Offered(id stack.TransportEndpointID) {
 		return
 	}
 	hs.unanswered += h.last(hs)
+	hs.again = hs.mark != 0
 	hs.mark = mark
 	if hs.in == nil && !hs.crossing && !hs.closed {
 		h.move(hs, &h.fresh)
@@ -213,14 +215,20 @@ func (h *handshakes) sweep() (found int) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for hs := first(&h.fresh); hs != nil && h.seenSince(hs.mark) != link.NotYet; hs = first(&h.fresh) {
-		if h.state(hs.id) != tcp.StateSynRecv {
-			h.move(hs, nil) // finished, and about to be ended
-			continue
+	for hs := first(&h.fresh); hs != nil; hs = first(&h.fresh) {
+		seen := h.seenSince(hs.mark)
+		switch {
+		case seen == link.NotYet:
+			return found
+		case h.state(hs.id) != tcp.StateSynRecv: // finished, and about to be ended
+			h.move(hs, nil)
+		case seen == link.Held && !hs.again: // the answer may be lost, the next SYN-ACK will tell
+			h.move(hs, nil)
+		default:
+			hs.charged = true
+			h.move(hs, &h.overdue)
+			found++
 		}
-		hs.charged = true
-		h.move(hs, &h.overdue)
-		found++
 	}
 	return found
 }

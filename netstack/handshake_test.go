@@ -329,6 +329,7 @@ func TestHandshakesThatMayBeGivenUp(t *testing.T) {
 		"unanswered, long ago":         {[]step{{true, link.All, waits}, {false, link.All, waits}}, true, false},
 		"unanswered twice":             {[]step{{true, link.All, waits}, {true, link.All, waits}}, true, true},
 		"answer may be on its way":     {[]step{{true, link.All, waits}, {true, link.NotYet, waits}}, true, false},
+		"answer may be lost once":      {[]step{{true, link.Held, waits}}, false, false},
 		"answer may be lost":           {[]step{{true, link.Held, waits}, {true, link.Held, waits}, {true, link.Held, waits}}, true, false},
 		"answers may be lost but once": {[]step{{true, link.Held, waits}, {true, link.All, waits}}, true, false},
 		"finished":                     {[]step{{true, link.All, tcp.StateEstablished}, {true, link.All, tcp.StateEstablished}}, false, false},

@@ -25,9 +25,10 @@ const (
 	// the guest (RFC 5961 section 4), whose reset ends the endpoint before its kernel
 	// sends the SYN again, a second after the first (RFC 6298 section 2).
 	heldForPort = 500 * time.Millisecond
-	// heldForPlace ends the wait for a place before the guest's kernel sends the SYN again,
-	// which then waits anew.
-	heldForPlace = 900 * time.Millisecond
+	// heldForPlace ends the wait for a place. The guest's kernel sends its SYN again after one,
+	// three and seven seconds, and each time it waits anew: what were dropped in between
+	// would be missed for ever longer.
+	heldForPlace = 5 * time.Second
 	firstLook    = 20 * time.Microsecond
 	lastLook     = 5 * time.Millisecond
 )
