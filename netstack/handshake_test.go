@@ -26,7 +26,6 @@ type rawTCP struct {
 	*guest
 	from, to netip.AddrPort
 	seq      uint32 // of the next segment
-	ack      uint32 // what it acknowledges
 }
 
 const greeting = "the host's bytes"
@@ -102,7 +101,7 @@ func segmentOf(f []byte) header.TCP {
 			return header.TCP(ip.Payload())
 		}
 	case header.IPv6ProtocolNumber:
-		if ip := header.IPv6(b); ip.TransportProtocol() == header.TCPProtocolNumber {
+		if ip := header.IPv6(b); ip.NextHeader() == uint8(header.TCPProtocolNumber) {
 			return header.TCP(ip.Payload())
 		}
 	}

@@ -43,9 +43,10 @@ const (
 	// maxGivenUp bounds the dials that have made room but have not ended yet.
 	maxGivenUp = 256
 	// maxOverdue handshakes do not have to make room for others, handshakeTime is how long
-	// one may take. The guest's kernel answers at once.
+	// one may take. The guest's kernel answers at once, but where the device was full the
+	// answer comes again only with the SYN-ACK, after ever longer times.
 	maxOverdue    = 256
-	handshakeTime = 10 * time.Second
+	handshakeTime = 30 * time.Second
 	// overdueCost is for how many more connections one counts whose handshake the guest
 	// does not finish: the host had it already.
 	overdueCost = 5

@@ -41,7 +41,7 @@ func (b burst) String() string {
 
 // burstPatience bounds the life of each connection of a burst. On a machine that has other
 // things to do, a burst takes its time.
-const burstPatience = 40 * time.Second
+const burstPatience = 90 * time.Second
 
 // open makes the connections to an echo server, and returns how many were lost, and of
 // which error. Those that are made at once are open at once: none is closed before all have
