@@ -38,6 +38,7 @@ type Snapshot struct {
 	BufferFull              uint64 // how often little memory was left for them
 	HandshakesFailed        uint64 // the container went away during the handshake
 	DialsPending            int64
+	SYNsHeld                int64             // connections that wait to be begun
 	DialErrors              map[string]uint64 // by reason
 	Retransmits             uint64            // TCP segments sent again to the container
 	// DialTime is from the container's SYN to the answer of its destination, of the

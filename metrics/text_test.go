@@ -29,7 +29,7 @@ func sample() Snapshot {
 		Drops:        map[string]uint64{"bad_checksum": 5, "foreign_source": 6},
 		TCPFromBytes: 7, TCPToBytes: 8,
 		FlowsOpen: 9, FlowsTotal: 10, FlowsReset: 11, FlowsFailed: 12, Buffered: 83, BufferFull: 84, HandshakesFailed: 13,
-		DialsPending: 14, DialErrors: map[string]uint64{"refused": 15, "timeout": 16}, Retransmits: 17,
+		DialsPending: 14, SYNsHeld: 70, DialErrors: map[string]uint64{"refused": 15, "timeout": 16}, Retransmits: 17,
 		DialTime:       Histogram{Bounds: []float64{0.5, 1}, Counts: []uint64{55, 56, 57}, Sum: 58},
 		FlowTime:       Histogram{Bounds: []float64{2, 4}, Counts: []uint64{59, 60, 61}, Sum: 62},
 		Refused:        map[string]uint64{"flows": 18, "pending_dials": 19},

@@ -17,7 +17,7 @@ type handler struct{ s *Stack }
 
 // Input implements link.Handler.
 func (h handler) Input(v tap.Header, frame []byte) bool {
-	return h.s.serve.input(v, frame) || h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame) || h.s.reuse.input(frame)
+	return h.s.serve.input(v, frame) || h.s.nat.Input(v, frame) || h.s.echo.Input(v, frame) || h.s.held.input(frame)
 }
 
 // Flush implements link.Handler.

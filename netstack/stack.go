@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -42,8 +43,7 @@ type Limits struct {
 	// Flows is the number of TCP connections at a time; one more is reset.
 	Flows int `json:"flows"`
 	// PendingDials is the number of TCP connections being made; one more takes the
-	// place of the oldest. Where that has only just begun, the SYN of the new one is
-	// dropped, and the guest's kernel sends it again.
+	// place of the oldest. Where that has only just begun, the SYN of the new one waits.
 	PendingDials int `json:"pending_dials"`
 	// UDPSessions is the number of UDP mappings; one more evicts the one that has
 	// been idle for longest.
@@ -123,6 +123,9 @@ type Config struct {
 	// ReturnMemory is called when much less memory is needed than a while ago; nil: the runtime
 	// gives it back when it likes.
 	ReturnMemory func()
+	// handshakeTime is how long the guest may take for a handshake, heldForPlace how long a
+	// SYN waits for its place; 0: the constant of that name.
+	handshakeTime, heldForPlace time.Duration
 	// Log gets what a person should know, never from the packet path twice; nil: no log.
 	Log *slog.Logger
 }
@@ -138,7 +141,7 @@ type Stack struct {
 	own    []netip.Addr // the stack's addresses, the gateway's first of each family
 	serve  services
 	tcp    *guestTCP
-	reuse  *reusedPorts
+	held   *heldSYNs
 	nat    *nat.NAT
 	echo   *echo.Relay
 	dns    *dns.Relay
@@ -206,6 +209,7 @@ func (s *Stack) assemble() error {
 	if len(cfg.GuestMAC) != 6 {
 		return fmt.Errorf("guest's Ethernet address %q: want 6 bytes", cfg.GuestMAC)
 	}
+	s.tcp, s.held = newGuestTCP(s), newHeldSYNs(s)
 	s.where = neighbour.New([6]byte(cfg.GuestMAC))
 	s.link = link.New(link.Config{
 		Device: cfg.Device,
@@ -223,6 +227,7 @@ func (s *Stack) assemble() error {
 		NIC:        nicID,
 		Turn:       &s.guest.Turn,
 		Memory:     s.guest.Budget,
+		Handshakes: s.tcp.handshakes,
 	})
 	if err := s.newFastPaths(); err != nil {
 		return err
@@ -230,14 +235,15 @@ func (s *Stack) assemble() error {
 	if err := s.newServices(); err != nil {
 		return err
 	}
-	s.tcp = newGuestTCP(s)
-	s.reuse = &reusedPorts{s: s, held: make(map[stack.TransportEndpointID]struct{})}
 	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, s.tcp.handle)
 	s.stack.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleFragmentedUDP)
 	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleEcho)
 	s.stack.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.handleEcho)
 	if err := s.attach(); err != nil {
 		return err
+	}
+	if s.begin() {
+		go s.held.run()
 	}
 	s.serve.start()
 	s.wg.Go(func() { s.guest.Budget.Watch(s.ctx) })
@@ -289,7 +295,7 @@ func (s *Stack) setTCPOptions() error {
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	// A forwarder's SYN is not matched against connections in TIME_WAIT, so a
 	// guest that reuses a port would wait for the end of it. The link is local
-	// and loses nothing: there is no old segment to wait for. (reusedPorts does the
+	// and loses nothing: there is no old segment to wait for. (heldSYNs does the
 	// rest.)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(0)
 	// No RACK-TLP (RFC 8985): its timers are two round trips, some 100 µs here. A guest

@@ -50,7 +50,10 @@ func startGuest(t testing.TB, cfg Config) *guest {
 		t.Fatal(err)
 	}
 	g := &guest{t: t, file: os.NewFile(uintptr(fds[1]), "guest")}
-	cfg.MTU, cfg.Device, cfg.GuestMAC, cfg.Limits = 1500, dev, net.HardwareAddr(ft.GuestMAC), DefaultLimits()
+	cfg.MTU, cfg.Device, cfg.GuestMAC = 1500, dev, net.HardwareAddr(ft.GuestMAC)
+	if cfg.Limits == (Limits{}) {
+		cfg.Limits = DefaultLimits()
+	}
 	g.stack, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -84,6 +84,7 @@ type counters struct {
 	dialsPending     atomic.Int64
 	dialsRefused     atomic.Uint64
 	dialsPaced       atomic.Uint64
+	synsRefused      atomic.Uint64
 	handshakesFailed atomic.Uint64
 	reassembled      atomic.Uint64
 	memoryTold       atomic.Bool // see resetForMemory
@@ -125,6 +126,16 @@ func (c *counters) resetForMemory(log *slog.Logger) func(queued int) {
 		if !c.memoryTold.Swap(true) {
 			log.Warn("a stalled connection is reset: the memory for queued bytes is used up (others will not be told of; --max-buffer is the limit)", "queued", queued)
 		}
+	}
+}
+
+// refused counts a SYN that was dropped, or a request that was given up.
+func (c *counters) refused(why admission) {
+	switch why {
+	case noPlace:
+		c.dialsRefused.Add(1)
+	case tooFast:
+		c.dialsPaced.Add(1)
 	}
 }
 
@@ -180,12 +191,16 @@ type Stats struct {
 	FlowsTotal, FlowsReset   uint64
 	FlowsFailed              uint64
 	// FlowsRefused counts connections towards the guest beyond Limits.Flows,
-	// DialsRefused connections of the guest beyond Limits.PendingDials: those that were
-	// not begun, and those given up for others.
+	// DialsRefused connections of the guest beyond Limits.PendingDials: those whose SYN
+	// waited in vain, and those given up for others.
 	FlowsRefused, DialsRefused uint64
-	// DialsPaced counts SYNs of the guest that came faster than it may begin
-	// connections.
+	// DialsPaced counts SYNs of the guest that waited in vain, as they came faster than it
+	// may begin connections.
 	DialsPaced uint64
+	// SYNsHeld are SYNs of the guest that wait, for a place or for the end of a connection of
+	// the same ports. SYNsRefused counts those beyond the bound of them.
+	SYNsHeld    int64
+	SYNsRefused uint64
 	// HandshakesFailed counts flows whose guest went away before its handshake
 	// was done.
 	HandshakesFailed uint64
@@ -216,6 +231,7 @@ func (s *Stack) Stats() Stats {
 		FlowsOpen: c.flowsOpen.Load(), DialsPending: c.dialsPending.Load(),
 		FlowsTotal: c.flowsTotal.Load(), FlowsReset: c.flowsReset.Load(), FlowsFailed: c.flowsFailed.Load(),
 		FlowsRefused: c.flowsRefused.Load(), DialsRefused: c.dialsRefused.Load(), DialsPaced: c.dialsPaced.Load(),
+		SYNsHeld: s.held.count.Load(), SYNsRefused: c.synsRefused.Load(),
 		HandshakesFailed: c.handshakesFailed.Load(), Memory: s.guest.Budget.Stats(), Reassembled: c.reassembled.Load(),
 		DialErrors:     make(map[string]uint64, causes),
 		PolicyRefusals: make(map[string]uint64, len(closures)),

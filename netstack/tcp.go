@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"errors"
@@ -8,13 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -31,22 +29,21 @@ const (
 
 const (
 	// dialsPerCPU is how many connections that come to nothing the guest may begin a
-	// second, see package pace. Its kernel sends a SYN that was dropped again after a
-	// second (RFC 6298 section 2).
+	// second, see package pace. The SYNs of others wait, see heldSYNs.
 	dialsPerCPU = 1000
 	// dialGrace is how old a pending dial is before it makes room for a new one: most of
 	// the world has answered by then.
 	dialGrace = 250 * time.Millisecond
 	// maxGivenUp bounds the dials that have made room but have not ended yet.
 	maxGivenUp = 256
-	// maxHandshakes are those that the guest has to finish, of which one more takes the
-	// place of the oldest, handshakeTime is how long it may take. Its kernel does so at
-	// once.
-	maxHandshakes = 256
-	handshakeTime = 10 * time.Second
-	// unfinishedCost is for how many more connections one counts whose handshake the guest
-	// did not finish: the host had it already.
-	unfinishedCost = 5
+	// maxOverdue handshakes do not have to make room for others, handshakeTime is how long
+	// one may take. The guest's kernel answers at once, but where the device was full the
+	// answer comes again only with the SYN-ACK, after ever longer times.
+	maxOverdue    = 256
+	handshakeTime = 30 * time.Second
+	// overdueCost is for how many more connections one counts whose handshake the guest
+	// does not finish: the host had it already.
+	overdueCost = 5
 )
 
 // errUnfinished ends a handshake that takes too long.
@@ -70,33 +67,49 @@ var keepalive = net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval:
 // guest's handshake is finished only when that succeeded, so that connect(2) in
 // the guest tells the truth.
 type guestTCP struct {
-	s       *Stack
-	forward *tcp.Forwarder
-	pace    *pace.Limiter
+	s             *Stack
+	forward       *tcp.Forwarder
+	pace          *pace.Limiter
+	handshakes    *handshakes
+	handshakeTime time.Duration
 
 	mu sync.Mutex
 	// requests are those in flight, at most Limits.PendingDials and maxGivenUp more.
 	requests map[stack.TransportEndpointID]*request
-	// waiting are those of them, oldest first, that were not given up; shaking are those of
-	// waiting that are at the guest's handshake. Both are of *request.
-	waiting, shaking list.List
+	pending  int       // requests that were not given up
+	dialing  list.List // of *request, oldest first: those of pending that the host has not answered
 }
 
 // request is a connection of the guest that is being made.
 type request struct {
-	id     stack.TransportEndpointID
-	syn    *stack.PacketBuffer // for the ICMP error that may be the answer
-	since  time.Time
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	taken  bool // by the goroutine that serves it
-	// Its places in guestTCP's lists, nil where it is not in one.
-	waiting, shaking *list.Element
+	id      stack.TransportEndpointID
+	syn     *stack.PacketBuffer // for the ICMP error that may be the answer
+	since   time.Time
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	taken   bool          // by the goroutine that serves it
+	givenUp bool          // it is not one of guestTCP.pending
+	dialing *list.Element // nil where it is not in that list
 }
 
+// admission is whether a SYN may become a request.
+type admission int
+
+const (
+	admitted admission = iota
+	// noPlace: Limits.PendingDials are being made, and none of them makes room.
+	noPlace
+	// tooFast: too many that come to nothing were begun a moment ago, or may yet come to
+	// nothing.
+	tooFast
+)
+
 func newGuestTCP(s *Stack) *guestTCP {
-	t := &guestTCP{s: s, pace: pace.New(dialsPerCPU), requests: make(map[stack.TransportEndpointID]*request)}
-	// The limit is enforced in handle, where it is counted; the forwarder's own
+	t := &guestTCP{
+		s: s, pace: pace.New(dialsPerCPU), handshakes: newHandshakes(s), handshakeTime: cmp.Or(s.cfg.handshakeTime, handshakeTime),
+		requests: make(map[stack.TransportEndpointID]*request),
+	}
+	// The limit is enforced in admit, where it is counted; the forwarder's own
 	// is only the backstop.
 	t.forward = tcp.NewForwarder(s.stack, relay.StartWindow, 2*(s.cfg.Limits.PendingDials+maxGivenUp), t.accept)
 	return t
@@ -108,65 +121,90 @@ func (t *guestTCP) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	if flags := header.TCP(pkt.TransportHeader().Slice()).Flags(); !flags.Contains(header.TCPFlagSyn) || flags.Contains(header.TCPFlagAck) {
 		return false // gVisor answers with RST
 	}
-	if !t.register(id, pkt) {
-		return true // the guest sends its SYN again
+	if why := t.admit(id, pkt); why != admitted {
+		t.s.held.hold(id, pkt, why)
+		return true
 	}
-	if !t.forward.HandlePacket(id, pkt) {
-		if r := t.take(id); r != nil {
-			t.end(r)
-		}
-		return false
-	}
-	return true
+	t.s.held.forget(id)
+	return t.start(id, pkt)
 }
 
-// register notes a SYN as a request, unless it is one already. It returns false when a
-// limit is reached. Where too many wait for an answer the oldest makes room, so that
-// destinations that are dead hold nobody up.
-func (t *guestTCP) register(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+// start begins what was admitted. It returns false where the SYN is malformed.
+func (t *guestTCP) start(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	if t.forward.HandlePacket(id, pkt) {
+		return true
+	}
+	if r := t.take(id); r != nil {
+		t.end(r)
+	}
+	return false
+}
+
+// admit notes a SYN as a request, unless it is one already or a limit is reached. Where too
+// many are being made, one that has waited for long makes room, so that destinations that
+// are dead and handshakes that nobody finishes hold nobody up.
+func (t *guestTCP) admit(id stack.TransportEndpointID, pkt *stack.PacketBuffer) admission {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.requests[id] != nil {
-		return true
+		return admitted
 	}
-	now := time.Now()
-	full := t.waiting.Len() >= t.s.cfg.Limits.PendingDials
-	if full && (now.Sub(oldest(&t.waiting).since) < dialGrace || len(t.requests)-t.waiting.Len() >= maxGivenUp) {
-		t.s.stats.dialsRefused.Add(1)
-		return false
+	if n := t.handshakes.sweep(); n > 0 {
+		t.pace.Charge(float64(n * overdueCost))
+		if t.handshakes.overdueNow() > maxOverdue {
+			t.giveUpHandshake()
+		}
 	}
 	if !t.pace.Take() {
-		t.s.stats.dialsPaced.Add(1)
-		return false
+		return tooFast
 	}
-	if full {
-		t.giveUp(oldest(&t.waiting))
+	now := time.Now()
+	if t.pending >= t.s.cfg.Limits.PendingDials && !t.makeRoom(now) {
+		t.pace.Give()
+		return noPlace
 	}
 	r := &request{id: id, syn: pkt.Clone(), since: now}
 	r.ctx, r.cancel = context.WithCancelCause(t.s.ctx)
 	t.requests[id] = r
-	r.waiting = t.waiting.PushBack(r)
+	t.pending++
+	r.dialing = t.dialing.PushBack(r)
+	return admitted
+}
+
+// makeRoom gives up a request for another, and reports whether there was one to give up.
+func (t *guestTCP) makeRoom(now time.Time) bool {
+	if t.giveUpHandshake() {
+		return true
+	}
+	if t.dialing.Len() == 0 || len(t.requests)-t.pending >= maxGivenUp {
+		return false
+	}
+	oldest := t.dialing.Front().Value.(*request) //nolint:forcetypeassert // nothing else is put there
+	if now.Sub(oldest.since) < dialGrace {
+		return false
+	}
+	t.giveUp(oldest)
 	return true
 }
 
-// oldest is the first request of a list that is not empty.
-func oldest(l *list.List) *request { return l.Front().Value.(*request) } //nolint:forcetypeassert // nothing else is put there
-
-// unlink takes a request out of the lists.
-func (t *guestTCP) unlink(r *request) {
-	if r.waiting != nil {
-		t.waiting.Remove(r.waiting)
+// giveUpHandshake gives up the one that is overdue for longest, where it is for long enough.
+func (t *guestTCP) giveUpHandshake() bool {
+	if len(t.requests)-t.pending >= maxGivenUp {
+		return false
 	}
-	if r.shaking != nil {
-		t.shaking.Remove(r.shaking)
+	id, ok := t.handshakes.yields()
+	r := t.requests[id]
+	if !ok || r == nil || r.givenUp {
+		return false
 	}
-	r.waiting, r.shaking = nil, nil
+	t.giveUp(r)
+	return true
 }
 
 // giveUp lets a request make room for another. The goroutine that serves it ends it.
 func (t *guestTCP) giveUp(r *request) {
-	t.s.stats.dialsRefused.Add(1)
-	t.unlink(r)
+	t.s.stats.refused(noPlace)
+	t.leave(r)
 	r.cancel(errGivenUp)
 	if !r.taken {
 		delete(t.requests, r.id)
@@ -174,27 +212,40 @@ func (t *guestTCP) giveUp(r *request) {
 	}
 }
 
+// leave frees the place of a request.
+func (t *guestTCP) leave(r *request) {
+	t.answered(r)
+	if !r.givenUp {
+		r.givenUp = true
+		t.pending--
+	}
+}
+
+// answered takes a request out of those that the host has not answered.
+func (t *guestTCP) answered(r *request) {
+	if r.dialing != nil {
+		t.dialing.Remove(r.dialing)
+		r.dialing = nil
+	}
+}
+
 // shake notes that it is for the guest now to finish its handshake.
-func (t *guestTCP) shake(r *request) {
+func (t *guestTCP) shake(r *request) *handshake {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if r.waiting == nil { // given up
-		return
-	}
-	if t.shaking.Len() >= maxHandshakes {
-		t.giveUp(oldest(&t.shaking))
-	}
-	r.shaking = t.shaking.PushBack(r)
+	t.answered(r)
+	t.mu.Unlock()
+	return t.handshakes.begin(r.id)
 }
 
 // end forgets a request.
 func (t *guestTCP) end(r *request) {
 	t.mu.Lock()
 	delete(t.requests, r.id)
-	t.unlink(r)
+	t.leave(r)
 	t.mu.Unlock()
 	r.cancel(nil)
 	r.syn.DecRef()
+	t.s.held.room()
 }
 
 // take returns the request of id to the goroutine that serves it. There is none where
@@ -259,12 +310,13 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 		return nil, nil
 	}
 	t.s.stats.dialTime.Observe(time.Since(req.since))
-	t.shake(req)
-	tooLong := time.AfterFunc(handshakeTime, func() { req.cancel(errUnfinished) })
+	hs := t.shake(req)
+	tooLong := time.AfterFunc(t.handshakeTime, func() { req.cancel(errUnfinished) })
 	defer tooLong.Stop()
 	handshake, aborted := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(req.ctx, func() {
 		defer close(aborted)
+		t.handshakes.close(hs)
 		t.abort(req.id, handshake)
 	})
 	ep, terr := r.CreateEndpoint(queue)
@@ -275,11 +327,24 @@ func (t *guestTCP) establish(r *tcp.ForwarderRequest, req *request, queue *waite
 		<-aborted
 	}
 	r.Complete(false)
+	end := t.handshakes.end(hs)
+	if terr == nil && !end.finished {
+		// Its answer came in IP fragments or behind IPv6 extension headers, in which no
+		// kernel sends it. The receive loop has not seen its acknowledgment number, and
+		// gVisor has not looked at it.
+		ep.Abort()
+		terr = &tcpip.ErrConnectionAborted{}
+	}
 	if terr != nil {
 		t.s.stats.handshakesFailed.Add(1)
-		t.pace.Charge(unfinishedCost)
+		if !end.charged {
+			t.pace.Charge(overdueCost)
+		}
 		relay.Reset(conn)
 		return nil, nil
+	}
+	if end.charged {
+		t.pace.Charge(-overdueCost)
 	}
 	t.pace.Give()
 	return ep, conn
@@ -291,9 +356,7 @@ func (t *guestTCP) abort(id stack.TransportEndpointID, handshake <-chan struct{}
 	look := time.NewTicker(lastLook)
 	defer look.Stop()
 	for {
-		proto := protocol(addrPort(id.LocalAddress, 0).Addr())
-		ep, ok := t.s.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
-		if ok && ep.EndpointState() == tcp.StateSynRecv {
+		if ep := t.s.endpoint(id); ep != nil && ep.EndpointState() == tcp.StateSynRecv {
 			ep.Abort()
 		}
 		select {
@@ -381,82 +444,6 @@ func tuneEndpoint(ep tcpip.Endpoint) {
 	_ = ep.SetSockOpt(&idle)
 	_ = ep.SetSockOpt(&interval)
 	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
-}
-
-// ForwardTCP joins client, a connection accepted on the host, to dst, an address
-// of the guest, through the TAP. The guest sees src as its peer; if src is in use
-// towards dst already, it sees another port of the same address. ForwardTCP
-// returns nil when the flow has ended and client is closed. It is counted in bytes
-// while it runs.
-//
-// With an error the guest was not reached and client is left open: it wraps
-// syscall.ECONNREFUSED when the guest refused, ErrLimit beyond the bound of flows.
-func (s *Stack) ForwardTCP(ctx context.Context, client *net.TCPConn, src, dst netip.AddrPort, bytes *relay.Bytes) error {
-	if !s.begin() {
-		return net.ErrClosed
-	}
-	defer s.end()
-	ep, queue, err := s.dialGuest(ctx, src, dst)
-	if err != nil {
-		return fmt.Errorf("forward %s to %s: %w", src, dst, err)
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(s.ctx, func() { cancel(net.ErrClosed) })()
-	s.relay(ctx, ep, queue, client, &s.stats.tcp, bytes)
-	return nil
-}
-
-func (s *Stack) dialGuest(ctx context.Context, src, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
-	if s.flowsFull() {
-		s.stats.flowsRefused.Add(1)
-		return nil, nil, ErrLimit
-	}
-	proto := tcpip.NetworkProtocolNumber(ipv4.ProtocolNumber)
-	if dst.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
-	queue := new(waiter.Queue)
-	ep, terr := s.stack.NewEndpoint(tcp.ProtocolNumber, proto, queue)
-	if terr != nil {
-		return nil, nil, fmt.Errorf("new endpoint: %s", terr)
-	}
-	if err := s.connectGuest(ctx, ep, queue, src, dst); err != nil {
-		ep.Close()
-		return nil, nil, err
-	}
-	return ep, queue, nil
-}
-
-func (s *Stack) connectGuest(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, src, dst netip.AddrPort) error {
-	if terr := ep.Bind(fullAddress(src)); terr != nil {
-		if terr := ep.Bind(fullAddress(netip.AddrPortFrom(src.Addr(), 0))); terr != nil {
-			return fmt.Errorf("bind: %s", terr)
-		}
-	}
-	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
-	queue.EventRegister(&entry)
-	defer queue.EventUnregister(&entry)
-	terr := ep.Connect(fullAddress(dst))
-	if _, started := terr.(*tcpip.ErrConnectStarted); started {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		defer cancel()
-		select {
-		case <-ready:
-			terr = ep.LastError()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-s.ctx.Done():
-			return net.ErrClosed
-		}
-	}
-	switch terr.(type) {
-	case nil:
-		return nil
-	case *tcpip.ErrConnectionRefused:
-		return syscall.ECONNREFUSED
-	}
-	return fmt.Errorf("connect: %s", terr)
 }
 
 func addrPort(a tcpip.Address, port uint16) netip.AddrPort {

@@ -171,6 +171,7 @@ func serveAgent([]string) error {
 		"flood":      s.flood,
 		"calm":       s.calm,
 		"steady":     s.steady,
+		"burst":      agentBurst,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

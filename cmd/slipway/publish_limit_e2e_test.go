@@ -9,7 +9,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -79,87 +78,5 @@ func TestPublishedLimit(t *testing.T) {
 				t.Errorf("standard error says %q, want one line with the limit and the flag", s)
 			}
 		})
-	}
-}
-
-// TestPublishedBurst: many connections through a published port all carry their bytes: all at
-// once, and in a burst. Its rest waits for its turn where the limit of files is low.
-func TestPublishedBurst(t *testing.T) {
-	const atOnce, parallel, burst = 5000, 2000, 8000
-	needsFiles(t, 20000)
-	for _, path := range []string{"kernel", "tap"} {
-		t.Run(path, func(t *testing.T) {
-			published := at("127.0.0.1", freeTCP(t))
-			a := newAgent(t, "-p", published+":80", "--publish-path", path)
-			a.do("echo", "tcp", ":80")
-			t.Run("at once", func(t *testing.T) {
-				var opened, all sync.WaitGroup
-				opened.Add(atOnce)
-				errs := make(chan error, atOnce)
-				for i := range atOnce {
-					all.Go(func() { errs <- heldEcho(published, i, &opened) })
-				}
-				all.Wait()
-				failed(t, errs, atOnce)
-			})
-			t.Run("burst", func(t *testing.T) {
-				var all sync.WaitGroup
-				errs := make(chan error, burst)
-				for first := range parallel {
-					all.Go(func() {
-						for i := first; i < burst; i += parallel {
-							errs <- heldEcho(published, i, nil)
-						}
-					})
-				}
-				all.Wait()
-				failed(t, errs, burst)
-			})
-		})
-	}
-}
-
-// burstPatience is how long one of thousands of connections may take.
-const burstPatience = 2 * time.Minute
-
-// heldEcho has a number come back from addr. With opened, it closes the connection when all the
-// others have had theirs.
-func heldEcho(addr string, number int, opened *sync.WaitGroup) error {
-	c, err := net.DialTimeout("tcp", addr, burstPatience)
-	if err == nil {
-		defer c.Close()
-		err = c.SetDeadline(time.Now().Add(burstPatience))
-	}
-	if err == nil {
-		_, err = fmt.Fprintf(c, "%08d", number)
-	}
-	got := make([]byte, 8)
-	if err == nil {
-		_, err = io.ReadFull(c, got)
-	}
-	if want := fmt.Sprintf("%08d", number); err == nil && string(got) != want {
-		err = fmt.Errorf("%q came back, want %q", got, want)
-	}
-	if opened != nil {
-		opened.Done()
-		opened.Wait()
-	}
-	return err
-}
-
-// failed tells how many of n failed, and how the first of them did.
-func failed(t *testing.T, errs <-chan error, n int) {
-	t.Helper()
-	count := 0
-	var first error
-	for range n {
-		if err := <-errs; err != nil {
-			if count++; first == nil {
-				first = err
-			}
-		}
-	}
-	if count > 0 {
-		t.Errorf("%d of %d connections failed, the first with: %v", count, n, first)
 	}
 }

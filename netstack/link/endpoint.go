@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"slipway/netstack/internal/neighbour"
 	"slipway/netstack/internal/wire"
@@ -79,6 +80,8 @@ type Config struct {
 	NIC   tcpip.NICID
 	// Turn hears of the segments that the receive loop does gVisor's work for.
 	Turn Turn
+	// Handshakes tells which segments finish a handshake; nil: gVisor does.
+	Handshakes Handshakes
 	// Memory is asked before gVisor gets payload of TCP to queue; nil: it gets all.
 	Memory Memory
 }
@@ -97,6 +100,7 @@ type Endpoint struct {
 	stats   counters
 	queue   *Queue
 	writers sync.Pool
+	looks   looks
 
 	stopping   atomic.Bool  // tells the receive loop to end
 	mu         sync.RWMutex // guards dispatcher and done
@@ -263,6 +267,7 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 		var n int
 		var err error
 		view := big
+		e.looks.begin()
 		if small >= smallRun {
 			view = nil
 			h, frame, err = r.TryReadFlat(flat)
@@ -271,6 +276,9 @@ func (e *Endpoint) receive(d stack.NetworkDispatcher, done chan struct{}) {
 			h, n, err = r.TryRead(big.AsSlice(), rest[:])
 		}
 		idle := errors.Is(err, unix.EAGAIN)
+		if idle {
+			e.looks.empty()
+		}
 		if sinceFlush++; idle || sinceFlush == flushEvery {
 			sinceFlush = 0
 			for _, p := range e.cfg.Handlers {
@@ -342,6 +350,14 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 	if fragment {
 		e.stats.rxFragments.Add(1)
 	}
+	var ep *tcp.Endpoint
+	if n <= turnBelow || e.handshaking() {
+		ep = e.endpoint(frame, segment)
+	}
+	if ep != nil && ep.EndpointState() == tcp.StateSynRecv && !e.finishes(frame, segment) {
+		e.reset(frame, segment)
+		return false
+	}
 	if n > heads && segment != 0 && e.cfg.Memory != nil && !e.cfg.Memory.Take(n-heads) {
 		e.stats.rxDropped[noMemory].Add(1)
 		return false
@@ -361,13 +377,11 @@ func (e *Endpoint) deliver(d stack.NetworkDispatcher, h tap.Header, frame, rest 
 		}
 		lent = true
 	}
-	if n <= turnBelow {
-		if ep := e.endpoint(frame, segment); ep != nil {
-			e.take(d, ep, payload)
-			return lent
-		}
+	if ep != nil && n <= turnBelow {
+		e.take(d, ep, payload)
+	} else {
+		dispatch(d, payload)
 	}
-	dispatch(d, payload)
 	return lent
 }
 
@@ -469,8 +483,12 @@ func (e *Endpoint) writePacket(w *tap.Writer, pkt *stack.PacketBuffer) error {
 		size += len(b)
 		w.Append(b)
 	}
+	offer := e.offers(pkt)
 	if err := w.WriteTo(e.dev); err != nil {
 		return err
+	}
+	if offer {
+		e.cfg.Handshakes.Offered(sentID(pkt))
 	}
 	e.stats.txPackets.Add(1)
 	e.stats.txBytes.Add(uint64(size))

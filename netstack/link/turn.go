@@ -71,6 +71,14 @@ func (e *Endpoint) endpoint(frame []byte, segment int) *tcp.Endpoint {
 	if seg.Flags()&(header.TCPFlagSyn|header.TCPFlagRst|header.TCPFlagAck) != header.TCPFlagAck {
 		return nil
 	}
+	proto, id := segmentID(frame, segment)
+	ep, _ := e.cfg.Stack.FindTransportEndpoint(proto, header.TCPProtocolNumber, id, e.cfg.NIC).(*tcp.Endpoint)
+	return ep
+}
+
+// segmentID is whose endpoint the segment of a frame would be, whose TCP header begins at
+// segment.
+func segmentID(frame []byte, segment int) (tcpip.NetworkProtocolNumber, stack.TransportEndpointID) {
 	var id stack.TransportEndpointID
 	proto := tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(frame[12:]))
 	if b := frame[header.EthernetMinimumSize:]; proto == header.IPv4ProtocolNumber {
@@ -78,7 +86,7 @@ func (e *Endpoint) endpoint(frame []byte, segment int) *tcp.Endpoint {
 	} else {
 		id.LocalAddress, id.RemoteAddress = header.IPv6(b).DestinationAddress(), header.IPv6(b).SourceAddress()
 	}
+	seg := header.TCP(frame[segment:])
 	id.LocalPort, id.RemotePort = seg.DestinationPort(), seg.SourcePort()
-	ep, _ := e.cfg.Stack.FindTransportEndpoint(proto, header.TCPProtocolNumber, id, e.cfg.NIC).(*tcp.Endpoint)
-	return ep
+	return proto, id
 }

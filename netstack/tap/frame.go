@@ -115,18 +115,29 @@ func (r *Reader) readv() {
 // sense; n is right then, too.
 func (r *Reader) TryRead(buf, rest []byte) (h Header, n int, err error) {
 	if r.d.plain != nil {
-		return h, 0, unix.EAGAIN
+		n, err = r.tryPlain(buf)
+		return h, n, err
 	}
 	r.aim(buf, rest)
 	r.readv()
 	return r.result()
 }
 
+// tryPlain reads one plain frame into buf, which is larger than any.
+func (r *Reader) tryPlain(buf []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, r.d.fd, uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 // TryReadFlat is TryRead into one buffer, of which frame is a part then; it should have room for
 // HeaderLen bytes more than the largest frame. It takes an eighth less time than a read into pieces.
 func (r *Reader) TryReadFlat(buf []byte) (h Header, frame []byte, err error) {
 	if r.d.plain != nil {
-		return h, nil, unix.EAGAIN
+		n, err := r.tryPlain(buf)
+		return h, buf[:n:n], err
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, r.d.fd, uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
 	if errno != 0 {
