@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"slipway/runtime/streams"
 )
 
@@ -32,6 +34,10 @@ func (r *relays) add(name streams.Name, far *os.File, cfg Config) error {
 		return fmt.Errorf("the stage sent no %s", name)
 	}
 	relay, err := r.start(name, far, cfg)
+	if name == streams.Stdin && errors.Is(err, unix.EBADF) { // as nohup(1) has it
+		cfg.Log.Warn("standard input cannot be read: the container's is empty", slog.Any("error", err))
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -46,8 +52,10 @@ func (r *relays) add(name streams.Name, far *os.File, cfg Config) error {
 
 func (r *relays) start(name streams.Name, far *os.File, cfg Config) (relay *streams.Relay, err error) {
 	if name == streams.Stdin {
-		r.input, err = streams.Input(cfg.Stdin, far)
-		return r.input, err
+		if relay, err = streams.Input(cfg.Stdin, far); err == nil {
+			r.input = relay
+		}
+		return relay, err
 	}
 	to := cfg.Stdout
 	if name == streams.Stderr {

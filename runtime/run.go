@@ -306,13 +306,19 @@ func (c *container) connLost() error {
 }
 
 // wait is the launcher's life beside a running workload, and until what that has printed
-// was written. The workload may have passed its output to somebody outside of the
-// container: then the end does not come by itself, but by signals.
+// was written. Who takes the output may take their time, unless they want the container to
+// stop. A terminal that the workload has passed to somebody outside of the container ends by
+// such a signal only.
 func (c *container) wait(ctx context.Context) (int, error) {
 	var stops []time.Time
 	exited, conn := c.exited, c.conn.Done()
 	var printed <-chan struct{}
+	var enough <-chan time.Time
+	asked := false // to stop
 	for {
+		if asked && exited == nil && enough == nil {
+			enough = time.After(stopTimeout)
+		}
 		select {
 		case <-exited:
 			exited, conn, printed = nil, nil, c.printed()
@@ -322,6 +328,9 @@ func (c *container) wait(ctx context.Context) (int, error) {
 				}
 			}
 		case <-printed:
+			return c.status(), nil
+		case <-enough:
+			c.cfg.Log.Warn("nobody takes the output: not waiting for the rest of it")
 			return c.status(), nil
 		case <-ctx.Done():
 			return 0, ctx.Err()
@@ -336,6 +345,7 @@ func (c *container) wait(ctx context.Context) (int, error) {
 		case s := <-c.signals:
 			n := s.(syscall.Signal)
 			if n == unix.SIGINT || n == unix.SIGTERM {
+				asked = true
 				now := time.Now()
 				stops = append(slices.DeleteFunc(stops, func(t time.Time) bool { return now.Sub(t) > forceWithin }), now)
 			}
@@ -376,6 +386,9 @@ const (
 	// settle is how long a container whose monitor ended may take to have
 	// ended itself.
 	settle = 100 * time.Millisecond
+	// stopTimeout is how long a container that was asked to stop, and has ended, may take to
+	// have what it printed written: who stops it does not wait for ever.
+	stopTimeout = 5 * time.Second
 	// flushTimeout is how long a container that was not waited for may take to have what it
 	// printed written.
 	flushTimeout = time.Second

@@ -232,6 +232,8 @@ func (r *Relay) copy(buf []byte) (int, error) {
 		case errors.Is(err, unix.EAGAIN):
 		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
 			return 0, err
+		case r.to.fileType == device && errors.Is(err, unix.EIO):
+			return 0, errGone // a terminal that was hung up
 		case err != nil:
 			return 0, fmt.Errorf("write: %w", err)
 		}
