@@ -424,7 +424,7 @@ func TestNobodyReadsOutput(t *testing.T) {
 func TestLastWords(t *testing.T) {
 	t.Parallel()
 	r, w := osPipe(t)
-	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "run", "--rm", "--network", "none", "host", "sh", "-c", "head -c 200000 /dev/zero; exit 9")
+	cmd := exec.Command(os.Getenv("SLIPWAY_BIN"), "run", "--rm", "--network", "none", "host", "sh", "-c", "head -c 100000 /dev/zero; exit 9")
 	cmd.Stdout = w
 	p := start(t, cmd)
 	w.Close()
@@ -434,8 +434,8 @@ func TestLastWords(t *testing.T) {
 		delete(all, guard)
 		return len(all) == 0
 	})
-	if n, err := io.Copy(io.Discard, r); n != 200_000 || err != nil {
-		t.Errorf("%d bytes came, want 200000, %v", n, err)
+	if n, err := io.Copy(io.Discard, r); n != 100_000 || err != nil {
+		t.Errorf("%d bytes came, want 100000, %v", n, err)
 	}
 	if status := p.wait(); status != 9 {
 		t.Errorf("exit status %d, want 9", status)

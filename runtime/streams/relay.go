@@ -9,10 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is what a workload's pipe shall hold, in bytes: with more, the relay and those
-// at its two sides wake each other less often. Where the user's share of pipe memory is
-// used up the kernel leaves it smaller (pipe(7)).
-const pipeSize = 256 << 10
+// A pipe through which busyAfter bytes have gone grows to pipeSize: the relay and those at
+// its two sides wake each other less often. Others stay as the kernel makes them, and so
+// does this one where the user's share of pipe memory is used up (pipe(7)): the network's
+// relays splice, too.
+const (
+	busyAfter = 16 << 20
+	pipeSize  = 256 << 10
+)
 
 // Relay moves the bytes of one stream between the far end of a workload's pipe, which it
 // closes when it ends, and a file of the outside.
@@ -64,7 +68,6 @@ func Input(from, far *os.File) (*Relay, error) {
 }
 
 func (r *Relay) start() (err error) {
-	_, _ = unix.FcntlInt(r.pipe.Fd(), unix.F_SETPIPE_SZ, pipeSize)
 	r.done = make(chan struct{})
 	r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	return err
@@ -134,6 +137,7 @@ func (r *Relay) relay() error {
 	var buf []byte
 	splice := r.from.spliced(r.to)
 	left := -1 // bytes that are still to be moved; -1 for no end
+	moved := 0 // up to busyAfter
 	for left != 0 {
 		switch r.ordered() {
 		case stop:
@@ -189,8 +193,21 @@ func (r *Relay) relay() error {
 		if left > 0 {
 			left -= n
 		}
+		if moved < busyAfter {
+			if moved += n; moved >= busyAfter {
+				_, _ = unix.FcntlInt(uintptr(r.pipeFD()), unix.F_SETPIPE_SZ, pipeSize)
+			}
+		}
 	}
 	return nil
+}
+
+// pipeFD is the far end of the workload's pipe.
+func (r *Relay) pipeFD() int {
+	if r.input {
+		return r.to.fd
+	}
+	return r.from.fd
 }
 
 // splice moves at most size bytes by reference.
