@@ -32,7 +32,8 @@ const (
 	fifo                 // a pipe with a name
 	socket
 	regular
-	device // a terminal, /dev/null and the rest
+	null   // /dev/null
+	device // a terminal and the rest
 )
 
 func typeOf(fd int) (fileType, error) {
@@ -51,6 +52,10 @@ func typeOf(fd int) (fileType, error) {
 		return socket, nil
 	case unix.S_IFREG:
 		return regular, nil
+	case unix.S_IFCHR:
+		if st.Rdev == unix.Mkdev(1, 3) { // Documentation/admin-guide/devices.txt
+			return null, nil
+		}
 	}
 	return device, nil
 }
@@ -101,7 +106,7 @@ func own(fd int) (file, error) {
 // others that share its offset could meet in one place: splice(2) takes no lock on it, as
 // read(2) and write(2) do. And a socket without O_NONBLOCK would block.
 func (f file) spliced(to file) bool {
-	return (f.fileType == pipe || f.fileType == fifo) && (to.fileType == pipe || to.fileType == fifo)
+	return (f.fileType == pipe || f.fileType == fifo) && (to.fileType == pipe || to.fileType == fifo || to.fileType == null)
 }
 
 // read reads what there is, EAGAIN when that is nothing.
