@@ -13,6 +13,7 @@ import (
 
 	"slipway/netstack/monitor"
 	"slipway/runtime/rootfs"
+	"slipway/runtime/streams"
 )
 
 // Network is what a container is connected to.
@@ -166,6 +167,9 @@ func (c Config) check() error {
 	}
 	if c.TTY && c.Interactive && !isTerminal(c.Stdin) {
 		return errors.New("-t with -i: standard input is not a terminal; leave out -t")
+	}
+	if c.Interactive && c.Stdin != nil {
+		return streams.CheckInput(c.Stdin)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ const (
 	kindReady    kind = "ready"    // waiting for kindStart; carries the plain TAP if one was asked for
 	kindNotice   kind = "notice"   // something is less than asked; for the person
 	kindTerminal kind = "terminal" // carries the master side of the workload's terminal
+	kindStream   kind = "stream"   // carries the far end of one of the workload's standard streams, in the order of Shape.Names
 	kindExec     kind = "exec"     // ready for execve
 	kindFailed   kind = "failed"   // the container cannot start; the stage ends
 )

@@ -33,14 +33,9 @@ func Diagnose(ctx context.Context) doctor.Report {
 // tryNamespaces starts a process in namespaces of its own and has things tried
 // in it.
 func tryNamespaces(ctx context.Context, plan idmap.Plan) (doctor.Findings, error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return doctor.Findings{}, err
-	}
-	defer null.Close()
 	p, err := startStage(stageConfig{
 		role: roleProbe, flags: namespaceFlags | syscall.CLONE_NEWNET, plan: plan,
-		stdin: null, stdout: null, stderr: os.Stderr,
+		stderr: os.Stderr,
 	})
 	if err != nil {
 		return doctor.Findings{}, err

@@ -8,7 +8,7 @@
 //	                       ◀── ready [TAP] ────
 //	  starts the network's monitor
 //	                       ──── start ─────────▶ root file system, pivot_root, /proc /sys /dev, sysctls
-//	                       ◀── [terminal] ─────
+//	                       ◀── streams ──────── its pipes or its terminal; the other ends are the launcher's
 //	                       ◀── exec ─────────── user, capabilities
 //	                       ──── go ────────────▶ no_new_privs, seccomp, execve
 //	  forwards signals, waits                    is the workload

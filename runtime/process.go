@@ -20,11 +20,11 @@ const namespaceFlags = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLON
 
 // stageConfig says how to start a stage.
 type stageConfig struct {
-	role                  string // its argument 0
-	flags                 uintptr
-	plan                  idmap.Plan
-	stdin, stdout, stderr *os.File
-	files                 []*os.File // descriptors from specFD on
+	role   string // its argument 0
+	flags  uintptr
+	plan   idmap.Plan
+	stderr *os.File   // for the stage's own last words: the workload has other streams
+	files  []*os.File // descriptors from specFD on
 }
 
 // stageProcess is a process of the hidden role "stage" in namespaces of its
@@ -60,7 +60,7 @@ func startStage(cfg stageConfig) (*stageProcess, error) {
 	p := &stageProcess{
 		cmd: &exec.Cmd{
 			Path: "/proc/self/exe", Args: []string{cfg.role, roleArg}, Env: []string{},
-			Stdin: cfg.stdin, Stdout: cfg.stdout, Stderr: cfg.stderr,
+			Stderr:      cfg.stderr,
 			ExtraFiles:  append([]*os.File{theirs}, cfg.files...), // controlFD, specFD
 			SysProcAttr: attr,
 		},

@@ -94,8 +94,10 @@ func specify(cfg Config) (spec, error) {
 	if cfg.TTY {
 		size := terminalSize(cfg.Stdin, cfg.Stdout)
 		s.TTY = &size
+		return s, nil
 	}
-	return s, nil
+	s.Streams, err = cfg.streams()
+	return s, err
 }
 
 func firstOf(values ...string) string {
@@ -128,7 +130,7 @@ type container struct {
 	*stageProcess // nil before launch
 	conn          connection
 	term          *terminal
-	copies        []*outputCopy
+	relays        relays
 }
 
 // start brings the container up to the workload's execve.
@@ -159,14 +161,8 @@ func (c *container) start(ctx context.Context, s spec) error {
 	if err := tell(c.control, kindStart); err != nil {
 		return c.died(err)
 	}
-	if s.TTY != nil {
-		master, err := c.expect(ctx, kindTerminal)
-		if err != nil {
-			return err
-		}
-		if err := c.attach(master); err != nil {
-			return err
-		}
+	if err := c.join(ctx, s); err != nil {
+		return err
 	}
 	if _, err := c.expect(ctx, kindExec); err != nil {
 		return err
@@ -191,77 +187,36 @@ func (c *container) launch(s spec) error {
 		return err
 	}
 	defer config.Close()
-	stdin, err := c.stdin()
-	if err != nil {
-		return err
-	}
-	defer stdin.Close()
-	defer func() {
-		for _, k := range c.copies {
-			k.in.Close() // the stage has it
-		}
-	}()
-	stdout, stderr, err := c.outputs()
-	if err != nil {
-		return err
-	}
 	flags := uintptr(namespaceFlags)
 	if s.OwnNetwork {
 		flags |= syscall.CLONE_NEWNET
 	}
 	c.stageProcess, err = startStage(stageConfig{
 		role: phaseEntered, flags: flags, plan: c.plan,
-		stdin: stdin, stdout: stdout, stderr: stderr, files: []*os.File{config}, // specFD
+		stderr: c.cfg.Stderr, files: []*os.File{config}, // specFD
 	})
 	return err
 }
 
-// stdin is what the workload reads: the caller's input with -i, unless a
-// terminal stands between.
-func (c *container) stdin() (*os.File, error) {
-	if !c.cfg.Interactive || c.cfg.TTY || c.cfg.Stdin == nil {
-		return os.Open(os.DevNull)
+// join joins the workload's standard streams to the caller's.
+func (c *container) join(ctx context.Context, s spec) error {
+	if s.TTY != nil {
+		master, err := c.expect(ctx, kindTerminal)
+		if err != nil {
+			return err
+		}
+		return c.attach(master)
 	}
-	fd, err := unix.FcntlInt(c.cfg.Stdin.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("standard input: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "stdin"), nil
-}
-
-// outputs are what the workload writes to: the caller's, but for terminals. From those it
-// could read what is typed, so it gets a pipe, as with Docker; one for both, to keep their
-// order.
-func (c *container) outputs() (stdout, stderr *os.File, err error) {
-	stdout, stderr = c.cfg.Stdout, c.cfg.Stderr
-	if isTerminal(c.cfg.Stdout) {
-		if stdout, err = c.pipe(c.cfg.Stdout); err != nil {
-			return nil, nil, err
+	for _, name := range s.Streams.Names() {
+		far, err := c.expect(ctx, kindStream)
+		if err != nil {
+			return err
+		}
+		if err := c.relays.add(name, far, c.cfg); err != nil {
+			return err
 		}
 	}
-	if !isTerminal(c.cfg.Stderr) {
-		return stdout, stderr, nil
-	}
-	a, errA := c.cfg.Stdout.Stat()
-	b, errB := c.cfg.Stderr.Stat()
-	if err := errors.Join(errA, errB); err != nil {
-		return nil, nil, fmt.Errorf("standard output: %w", err)
-	}
-	if os.SameFile(a, b) {
-		return stdout, stdout, nil
-	}
-	stderr, err = c.pipe(c.cfg.Stderr)
-	return stdout, stderr, err
-}
-
-// pipe returns what is copied to to.
-func (c *container) pipe(to *os.File) (*os.File, error) {
-	k, err := newOutputCopy(to)
-	if err != nil {
-		return nil, err
-	}
-	c.copies = append(c.copies, k)
-	return k.in, nil
+	return nil
 }
 
 // attach joins the workload's terminal to ours.
@@ -351,13 +306,19 @@ func (c *container) connLost() error {
 }
 
 // wait is the launcher's life beside a running workload, and until what that has printed
-// was written. The workload may have passed its output to somebody outside of the
-// container: then the end does not come by itself, but by signals.
+// was written. Who takes the output may take their time, unless they want the container to
+// stop. A terminal that the workload has passed to somebody outside of the container ends by
+// such a signal only.
 func (c *container) wait(ctx context.Context) (int, error) {
 	var stops []time.Time
 	exited, conn := c.exited, c.conn.Done()
 	var printed <-chan struct{}
+	var enough <-chan time.Time
+	asked := false // to stop
 	for {
+		if asked && exited == nil && enough == nil {
+			enough = time.After(stopTimeout)
+		}
 		select {
 		case <-exited:
 			exited, conn, printed = nil, nil, c.printed()
@@ -367,6 +328,9 @@ func (c *container) wait(ctx context.Context) (int, error) {
 				}
 			}
 		case <-printed:
+			return c.status(), nil
+		case <-enough:
+			c.cfg.Log.Warn("nobody takes the output: not waiting for the rest of it")
 			return c.status(), nil
 		case <-ctx.Done():
 			return 0, ctx.Err()
@@ -381,6 +345,7 @@ func (c *container) wait(ctx context.Context) (int, error) {
 		case s := <-c.signals:
 			n := s.(syscall.Signal)
 			if n == unix.SIGINT || n == unix.SIGTERM {
+				asked = true
 				now := time.Now()
 				stops = append(slices.DeleteFunc(stops, func(t time.Time) bool { return now.Sub(t) > forceWithin }), now)
 			}
@@ -399,14 +364,13 @@ func (c *container) wait(ctx context.Context) (int, error) {
 	}
 }
 
-// printed is closed when all that the workload has printed was written.
+// printed is closed when all that the workload, which has ended, has printed was written.
 func (c *container) printed() <-chan struct{} {
+	c.relays.finish()
 	all := make(chan struct{})
 	go func() {
 		defer close(all)
-		for _, k := range c.copies {
-			<-k.done
-		}
+		c.relays.wait()
 		if c.term != nil {
 			<-c.term.output
 		}
@@ -422,6 +386,9 @@ const (
 	// settle is how long a container whose monitor ended may take to have
 	// ended itself.
 	settle = 100 * time.Millisecond
+	// stopTimeout is how long a container that was asked to stop, and has ended, may take to
+	// have what it printed written: who stops it does not wait for ever.
+	stopTimeout = 5 * time.Second
 	// flushTimeout is how long a container that was not waited for may take to have what it
 	// printed written.
 	flushTimeout = time.Second
@@ -473,9 +440,7 @@ func (c *container) close() error {
 	case <-time.After(flushTimeout):
 	}
 	var errs []error
-	for _, k := range c.copies {
-		k.close()
-	}
+	c.relays.close()
 	if c.term != nil {
 		errs = append(errs, c.term.Close())
 	}

@@ -12,6 +12,7 @@ import (
 
 	"slipway/runtime/image"
 	"slipway/runtime/rootfs"
+	"slipway/runtime/streams"
 )
 
 // spec is what the stage is to make. It holds the workload's environment, so
@@ -27,7 +28,8 @@ type spec struct {
 	Files    map[string]string // below /etc
 	ReadOnly bool
 	Caps     []capability.Cap
-	TTY      *size
+	TTY      *size         // nil without a terminal
+	Streams  streams.Shape // without a terminal
 	// OwnNetwork is true unless the network namespace is the caller's.
 	OwnNetwork bool
 	// Loopback asks the stage to bring lo up: nobody else will.

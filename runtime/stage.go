@@ -20,6 +20,7 @@ import (
 	"slipway/runtime/image"
 	"slipway/runtime/rootfs"
 	"slipway/runtime/seccomp"
+	"slipway/runtime/streams"
 )
 
 // What a process of the hidden role "stage" is, as its argument 0: the stage
@@ -295,26 +296,33 @@ func tune(s spec, ids idmap.Inside) error {
 	return nil
 }
 
-// stdio gives the workload its terminal, or makes the pipes it inherits its
-// own, so that it can open /dev/stdout.
+// stdio gives the workload its standard streams: pipes of its own, or a terminal.
 func stdio(s spec, who account) error {
-	if s.TTY == nil {
-		for fd := range 3 {
-			var st unix.Stat_t
-			if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && who.uid != 0 {
-				// A pipe of a user that does not exist here cannot be given away.
-				_ = unix.Fchown(fd, who.uid, -1)
-			}
-		}
-		return nil
+	if s.TTY != nil {
+		return giveTerminal(*s.TTY, who)
 	}
+	pipes, err := streams.Make(s.Streams, who.uid, who.gid)
+	if err != nil {
+		return err
+	}
+	defer pipes.Close()
+	for _, name := range s.Streams.Names() {
+		if err := controlFD.send(message{Kind: kindStream}, pipes.Far(name)); err != nil {
+			return fmt.Errorf("hand over %s: %w", name, err)
+		}
+	}
+	return pipes.Install()
+}
+
+// giveTerminal makes the workload's terminal, in the container's own devpts.
+func giveTerminal(size size, who account) error {
 	master, slave, err := pty.Open()
 	if err != nil {
 		return fmt.Errorf("open a terminal: %w", err)
 	}
 	defer master.Close()
 	defer slave.Close()
-	if err := pty.Setsize(master, &pty.Winsize{Rows: s.TTY.Rows, Cols: s.TTY.Cols}); err != nil {
+	if err := pty.Setsize(master, &pty.Winsize{Rows: size.Rows, Cols: size.Cols}); err != nil {
 		return fmt.Errorf("size of the terminal: %w", err)
 	}
 	if err := slave.Chown(who.uid, -1); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -98,30 +99,24 @@ type ownAttacker struct {
 }
 
 // attackOwn runs a container whose workload is the program of slipway itself, and
-// an attacker as root of it. The program waits to write its help into a full pipe.
+// an attacker as root of it. The program waits for its input.
 func attackOwn(t *testing.T, slipway, exe, workload string, options ...string) ownAttacker {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.Close() })
-	defer w.Close()
-	fill, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(make([]byte, fill)); err != nil {
-		t.Fatal(err)
-	}
-	args := append(append([]string{"run", "--rm", "--cap-add", "all"}, withHelper(t, "attack")...), options...)
-	cmd := exec.Command(slipway, append(args, "host", workload, "--help")...)
-	cmd.Stdout = w
+	t.Cleanup(func() { w.Close() })
+	defer r.Close()
+	const waits = " bench report /dev/stdin"
+	args := append(append([]string{"run", "--rm", "-i", "--cap-add", "all"}, withHelper(t, "attack")...), options...)
+	cmd := exec.Command(slipway, append(append(args, "host", workload), strings.Fields(waits)...)...)
+	cmd.Stdin = r
 	p := start(t, cmd)
 	id := 0
 	eventually(t, patience, "the workload", func() bool {
 		for pid, cmdline := range descendants(t, p.Process.Pid) {
-			if cmdline == workload+" --help" { // the whole of it: a fork of the launcher has the same end
+			if cmdline == workload+waits { // the whole of it: a fork of the launcher has the same end
 				id = pid
 			}
 		}

@@ -38,6 +38,9 @@ type statusError struct {
 func (e statusError) Unwrap() error { return e.error }
 
 func main() {
+	if err := keepDescriptors(); err != nil {
+		os.Exit(exitStatus(err))
+	}
 	if state, ok := os.LookupEnv(sandboxState); ok {
 		os.Exit(inSandbox(state))
 	}

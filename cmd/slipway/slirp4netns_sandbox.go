@@ -182,6 +182,9 @@ func sandboxStage() error {
 
 // become executes the program in the sandbox.
 func (s *sandboxed) become() error {
+	if err := errors.Join(monitor.Keep(s.Network), keep(s.Options)); err != nil {
+		return err
+	}
 	fd, err := s.save()
 	if err != nil {
 		return err

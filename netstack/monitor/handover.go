@@ -107,6 +107,18 @@ func (p *Prepared) Save() ([]byte, error) {
 	return json.Marshal(s)
 }
 
+// Keep lets the descriptors of what Save has left outlive one more execve(2).
+func Keep(state []byte) error {
+	var s saved
+	if err := json.Unmarshal(state, &s); err != nil {
+		return fmt.Errorf("keep the network: %w", err)
+	}
+	if err := setFlags(s.descriptors(), 0); err != nil {
+		return fmt.Errorf("keep the network: %w", err)
+	}
+	return nil
+}
+
 // Resume takes over what Save has left. program is the path of the program for
 // engines; empty, it is this one. The descriptors of Config's files are not among what
 // is saved.
