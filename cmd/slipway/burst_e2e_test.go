@@ -197,8 +197,8 @@ const burstPeerEnv = "SLIPWAY_E2E_BURST_PEER"
 // allowance is how many connections of a burst may be lost.
 type allowance func(b burst) int
 
-func none(burst) int        { return 0 }
-func anything(b burst) int  { return b.n }
+func none(burst) int       { return 0 }
+func anything(b burst) int { return b.n }
 
 // burstOut has a guest connect to an echo server of the host.
 func burstOut(t *testing.T, guest *agent, name string, may allowance) {
