@@ -235,7 +235,6 @@ func (o *outbound) write() bool {
 	err := f.raw.Control(o.once)
 	if err == nil && o.errno == unix.EAGAIN {
 		o.window.full()
-		defer o.window.taken()
 	}
 	if err == nil && o.errno == unix.EAGAIN && !o.slow {
 		if err = o.wait(time.Now().Add(again)); errors.Is(err, os.ErrDeadlineExceeded) {
@@ -325,7 +324,7 @@ func (o *outbound) take() bool {
 		b.FromGuest.Add(uint64(o.wrote))
 	}
 	f.toHost.Add(uint64(o.wrote))
-	o.window.earn()
+	o.window.earn(o.wrote)
 	return true
 }
 

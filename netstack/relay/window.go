@@ -112,21 +112,20 @@ func (w *sendWindow) earn() {
 // receiveWindow is how much of the guest's bytes may wait in gVisor for the host. The guest
 // is told of it, so it never shrinks, unless memory is tight (see Budget).
 type receiveWindow struct {
-	flow      *flow
-	fullSince time.Time
-	paused    bool // the host took nothing for longer than prompt
+	flow *flow
+	run  int64 // bytes that the host has taken since it last had no room
 }
 
-// full is called when the host takes no more, and taken when it does again.
-func (w *receiveWindow) full()  { w.fullSince = time.Now() }
-func (w *receiveWindow) taken() { w.paused = time.Since(w.fullSince) > prompt }
+// full is called when the host takes no more.
+func (w *receiveWindow) full() { w.run = 0 }
 
-// earn is called when the host has taken something.
-func (w *receiveWindow) earn() {
+// earn is called when the host has taken n bytes.
+func (w *receiveWindow) earn(n int) {
+	w.run += int64(n)
 	o := w.flow.ep.SocketOptions()
 	size := o.GetReceiveBufferSize()
-	if size >= MaxBuffer || w.paused {
-		return
+	if size >= MaxBuffer || w.run*bufferOfWindow < size {
+		return // it takes less than a window at a time
 	}
 	// A bit at a time would not be worth a lock.
 	if earned := int64(w.flow.toHost.Load() / earnedPart * bufferOfWindow); earned >= size+size/2 {
