@@ -27,9 +27,11 @@ const (
 	// after so many times what that one took.
 	lookShare = 10
 	// returnAfter is how long much less memory has been needed than before when the engine
-	// gives it back; returnWorth is what "much" is, in bytes.
+	// gives it back; returnWorth is what "much" is, in bytes. Fast streams come and go, and
+	// want their memory warm: of what is queued only the keptPart counts.
 	returnAfter = 3 * time.Second
 	returnWorth = 16 << 20
+	keptPart    = 8
 	// fewFlows need no look by themselves.
 	fewFlows = 64
 )
@@ -188,8 +190,8 @@ func (b *Budget) look() {
 	b.notBefore = end.Add(lookShare * end.Sub(begin))
 }
 
-// need is how much memory the flows take. b.mu is locked.
-func (b *Budget) need() int64 { return b.queued.Load() + int64(len(b.flows))*flowOverhead }
+// need is a measure of the memory that the flows take, see returnWorth. b.mu is locked.
+func (b *Budget) need() int64 { return b.queued.Load()/keptPart + int64(len(b.flows))*flowOverhead }
 
 // join adds a flow.
 func (b *Budget) join(f *flow) {

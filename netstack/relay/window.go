@@ -21,6 +21,7 @@ const (
 	// earnedPart of what was taken of a flow so far is its window. A guest's kernel takes some
 	// 64 KiB for a program that never reads, and earns nothing by it.
 	earnedPart = 4
+	unreadBytes = 128 << 10
 	// prompt is how long whoever takes the bytes may pause: a window is what is taken in twice
 	// that time. A slow reader would only have more lie here.
 	prompt = 10 * time.Millisecond
@@ -102,7 +103,7 @@ func (w *sendWindow) full() { w.fullSince, w.fullAt = time.Now(), w.taken() }
 // earn is called when gVisor takes more again after full.
 func (w *sendWindow) earn() {
 	taken := w.taken()
-	size := max(uint64(w.size), taken/earnedPart)
+	size := max(uint64(w.size), taken-min(taken, unreadBytes))
 	if paused := time.Since(w.fullSince); paused > prompt {
 		size = 2 * (taken - w.fullAt) * uint64(prompt) / uint64(paused)
 	}
