@@ -154,7 +154,6 @@ func (i *inbound) wait(f *flow, ready <-chan struct{}) bool {
 	if i.stall == nil {
 		i.stall = time.NewTicker(lingerTime)
 	}
-	i.window.full()
 	for {
 		select {
 		case <-ready:

@@ -18,12 +18,14 @@ const (
 	// StartBuffer and MaxBuffer are the receive buffers in bytes that go with that.
 	StartBuffer = bufferOfWindow * StartWindow
 	MaxBuffer   = MaxWindow
-	// earnedPart of what was taken of a flow so far is its window. A guest's kernel takes some
-	// 64 KiB for a program that never reads, and earns nothing by it.
-	earnedPart = 4
+	// unreadBytes are what a guest's kernel takes for a program that never reads. A window is as
+	// large as all that was taken beyond them.
 	unreadBytes = 128 << 10
-	// prompt is how long whoever takes the bytes may pause: a window is what is taken in twice
-	// that time. A slow reader would only have more lie here.
+	// earnedPart of what was taken by the host is its window: a kernel takes more there, for its
+	// send buffer comes on top.
+	earnedPart = 4
+	// prompt is how long whoever takes the bytes may pause while memory is tight: the window is
+	// then what is taken in twice that time.
 	prompt = 10 * time.Millisecond
 )
 
@@ -34,10 +36,6 @@ type sendWindow struct {
 	size  int  // in bytes, StartWindow to MaxWindow
 	small bool // the host sends small messages, see smallBuffer
 	set   int  // what gVisor was told
-
-	// When gVisor took no more, and what had been taken from it until then.
-	fullSince time.Time
-	fullAt    uint64
 
 	// When the present interval began, what was taken before it, and what was in the last one.
 	since          time.Time
@@ -97,17 +95,11 @@ func (w *sendWindow) wrote(n int) {
 	f.guest.Budget.Take(n)
 }
 
-// full is called when gVisor takes no more.
-func (w *sendWindow) full() { w.fullSince, w.fullAt = time.Now(), w.taken() }
-
-// earn is called when gVisor takes more again after full.
+// earn is called when gVisor takes more again after it was full.
 func (w *sendWindow) earn() {
-	taken := w.taken()
-	size := max(uint64(w.size), taken-min(taken, unreadBytes))
-	if paused := time.Since(w.fullSince); paused > prompt {
-		size = 2 * (taken - w.fullAt) * uint64(prompt) / uint64(paused)
+	if taken := w.taken(); taken > unreadBytes {
+		w.size = int(min(max(taken-unreadBytes, uint64(w.size)), MaxWindow))
 	}
-	w.size = int(min(max(size, StartWindow), MaxWindow))
 }
 
 // receiveWindow is how much of the guest's bytes may wait in gVisor for the host. The guest
