@@ -82,16 +82,26 @@ const spareFiles = 1024
 
 // Within returns l made small enough for a process that may open files descriptors
 // (RLIMIT_NOFILE, getrlimit(2)), and others, what else it wants to open, made as much
-// smaller: no kind of flow can then starve another of descriptors.
+// smaller: no kind of flow can then starve another of descriptors. Pending dials and UDP
+// sessions give way first, down to an eighth: a SYN can wait for its place, and a session that
+// makes room for another was idle.
 func (l Limits) Within(files uint64, others int) (Limits, int) {
-	need := uint64(l.Flows) + uint64(l.PendingDials) + uint64(l.UDPSessions) + uint64(others)
-	have := max(files, 2*spareFiles) - spareFiles
-	if need <= have {
+	const gives = 8
+	have := int(max(min(files, 1<<30), 2*spareFiles) - spareFiles)
+	lack := l.Flows + l.PendingDials + l.UDPSessions + others - have
+	if lack <= 0 {
 		return l, others
 	}
-	scale := func(n int) int { return int(uint64(n) * have / need) }
-	l.Flows, l.PendingDials, l.UDPSessions = max(1, scale(l.Flows)), max(1, scale(l.PendingDials)), max(1, scale(l.UDPSessions))
-	return l, scale(others)
+	short := l.PendingDials + l.UDPSessions
+	kept := max(short-lack, short/gives)
+	l.PendingDials, l.UDPSessions = max(1, l.PendingDials*kept/short), max(1, l.UDPSessions*kept/short)
+	if lack -= short - kept; lack <= 0 {
+		return l, others
+	}
+	need := l.Flows + l.PendingDials + l.UDPSessions + others
+	scale := func(n int) int { return max(1, n*have/need) }
+	l.Flows, l.PendingDials, l.UDPSessions = scale(l.Flows), scale(l.PendingDials), scale(l.UDPSessions)
+	return l, others * have / need
 }
 
 // Config describes a Stack.
