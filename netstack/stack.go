@@ -92,7 +92,7 @@ func (l Limits) Within(files uint64, others int) (Limits, int) {
 	if lack <= 0 {
 		return l, others
 	}
-	short := l.PendingDials + l.UDPSessions
+	short := max(1, l.PendingDials+l.UDPSessions)
 	kept := max(short-lack, short/gives)
 	l.PendingDials, l.UDPSessions = max(1, l.PendingDials*kept/short), max(1, l.UDPSessions*kept/short)
 	if lack -= short - kept; lack <= 0 {
