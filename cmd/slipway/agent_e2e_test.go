@@ -172,6 +172,7 @@ func serveAgent([]string) error {
 		"calm":       s.calm,
 		"steady":     s.steady,
 		"burst":      agentBurst,
+		"stalled":    s.stalled,
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

@@ -13,9 +13,10 @@ import (
 
 const (
 	// leastFloor is the least that each direction of a flow may always queue, in bytes.
-	leastFloor = 1 << 10
-	// floors is which part of the budget all floors together are.
-	floors = 4
+	leastFloor = 512
+	// floors is which part of the budget all floors together are. Memory is tight when no more
+	// than that is left.
+	floors = 8
 	// segmentOverhead is what gVisor needs for a segment beside its payload, in bytes, rounded
 	// up: a stack.PacketBuffer and a segment (transport/tcp/segment.go).
 	segmentOverhead = 1 << 10
@@ -60,9 +61,9 @@ type BudgetConfig struct {
 //
 // What is queued was acknowledged, so it cannot be dropped. Hence each flow earns the window
 // in which it may queue bytes by having them taken, see sendWindow and receiveWindow. When
-// three quarters of the budget are used, memory is tight: a flow then may queue what is
+// seven eighths of the budget are used, memory is tight: a flow then may queue what is
 // taken from it in a few milliseconds, and a flow from which nothing is taken has a floor.
-// When all is used each flow has its floor. All floors together are a quarter of the budget.
+// When all is used each flow has its floor. All floors together are the last eighth.
 // When memory stays tight, the flow that has been stalled for long with most is reset.
 //
 // The sum is exact whenever all flows are looked at, and an upper bound between two looks:
@@ -129,12 +130,15 @@ func (b *Budget) Take(bytes int) bool {
 	return b.queued.Load() <= b.cfg.Bytes+b.cfg.Bytes/8
 }
 
+// tightAt is at how many bytes memory is tight.
+func (b *Budget) tightAt() int64 { return b.cfg.Bytes - b.cfg.Bytes/floors }
+
 // left is how much of the budget is.
 func (b *Budget) left() remainder {
 	switch n := b.queued.Load(); {
 	case n >= b.cfg.Bytes:
 		return none
-	case n >= b.cfg.Bytes/4*3 || b.tight.Load():
+	case n >= b.tightAt() || b.tight.Load():
 		return little
 	}
 	return enough
@@ -177,12 +181,12 @@ func (b *Budget) look() {
 	}
 	b.queued.Store(sum)
 	b.next.Store(sum + max((b.cfg.Bytes-sum)/2, b.cfg.Bytes/32))
-	switch tight := sum >= b.cfg.Bytes/4*3; {
+	switch tight := sum >= b.tightAt(); {
 	case tight && !b.tight.Load():
 		b.bound.Add(1)
 		b.tightFrom = begin
 		b.tight.Store(true)
-	case sum < b.cfg.Bytes/8*5:
+	case sum < b.tightAt()-b.cfg.Bytes/floors:
 		b.tight.Store(false)
 	}
 	b.most = max(b.most, b.need())

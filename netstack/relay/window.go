@@ -52,10 +52,12 @@ func (w *sendWindow) open() {
 	if w.small {
 		size = min(size, smallBuffer)
 	}
-	if size > StartWindow {
+	b := w.flow.guest.Budget
+	left := b.left()
+	if size > StartWindow || left != enough {
 		w.note(time.Now())
 	}
-	switch b := w.flow.guest.Budget; b.left() {
+	switch left {
 	case little:
 		// What the guest takes in twice the time that it may pause.
 		size = min(size, max(b.floor, int(min(2*w.recent, MaxWindow))))
