@@ -285,7 +285,7 @@ func (b *Budget) stalled(now time.Time) (victim *flow, with int) {
 			moved  uint64
 			queued int
 		}{{&f.toGuestBy, sent, toGuest}, {&f.toHostBy, f.toHost.Load(), toHost}} {
-			if d.progress.note(d.moved, d.queued, now) || !tight {
+			if d.note(d.moved, d.queued, now) || !tight {
 				continue
 			}
 			still := now.Sub(d.at)

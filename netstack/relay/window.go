@@ -15,9 +15,10 @@ const (
 	// bufferOfWindow is how much larger gVisor's receive buffer is than the window that it
 	// advertises for it (rcvAdvWndScale in transport/tcp/endpoint.go).
 	bufferOfWindow = 2
-	// StartBuffer and MaxBuffer are the receive buffers in bytes that go with that.
+	// StartBuffer is the receive buffer in bytes that goes with StartWindow.
 	StartBuffer = bufferOfWindow * StartWindow
-	MaxBuffer   = MaxWindow
+	// MaxBuffer is the largest receive buffer in bytes.
+	MaxBuffer = MaxWindow
 	// unreadBytes are what a guest's kernel takes for a program that never reads. A window is as
 	// large as all that was taken beyond them.
 	unreadBytes = 128 << 10
