@@ -144,7 +144,9 @@ func withinFiles(cfg engineConfig, start *monitor.StartMessage) (l netstack.Limi
 	if have != want {
 		published = max(1, published*have/want)
 	}
-	if l != cfg.Limits {
+	// Nobody has asked for the default of published ports, and it leaves thousands of each.
+	alone, _ := cfg.Limits.Within(files.Cur, 0)
+	if asked := cfg.Published != portfwd.DefaultConnections && published < cfg.Published; asked || alone != cfg.Limits {
 		args := []any{"files", files.Cur, "flows", l.Flows}
 		if kernel {
 			args = append(args, "published", published)
