@@ -302,6 +302,8 @@ func (s *Stack) newFastPaths() error {
 
 func (s *Stack) setTCPOptions() error {
 	sack := tcpip.TCPSACKEnabled(true)
+	// The relay sizes receive buffers itself. With this option gVisor offers the window scale of
+	// the largest buffer, and not of the first (rcvWndScaleForHandshake in transport/tcp/endpoint.go).
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	// A forwarder's SYN is not matched against connections in TIME_WAIT, so a
 	// guest that reuses a port would wait for the end of it. The link is local
@@ -314,8 +316,7 @@ func (s *Stack) setTCPOptions() error {
 	// Fast retransmit and the retransmission timer (RFC 6675, RFC 6298) are left.
 	var recovery tcpip.TCPRecovery
 	for _, o := range []tcpip.SettableTransportProtocolOption{
-		// They begin small, and the relay lets them grow, see package relay's Budget. The scale
-		// of the window that the guest is told goes by the largest.
+		// Buffers begin small, and the relay lets them grow, see package relay's Budget.
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: relay.StartBuffer, Max: relay.MaxBuffer},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: relay.StartWindow, Max: relay.MaxWindow},
 		&sack, &recovery, &moderate, &timeWait,

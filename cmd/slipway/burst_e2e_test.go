@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// burst is a number of connections, of which so many are open at a time.
+// burst is n connections, with parallel of them open at a time.
 type burst struct{ n, parallel int }
 
 // bursts of TestBurst. The largest is the last: what it leaves behind counts for the next.
@@ -155,8 +155,8 @@ func raiseFiles(t *testing.T) {
 	}
 }
 
-// TestBurst: thousands of connections at once, each of which carries its bytes, out of a
-// namespace and into it. The table of what was lost is on standard output.
+// TestBurst opens thousands of connections at once, out of a namespace and into it, and each
+// connection carries its bytes. The table of what was lost is on standard output.
 func TestBurst(t *testing.T) {
 	if !onPrivateHostWithin(t, 9*time.Minute) {
 		return

@@ -76,7 +76,7 @@ func (f *networkFlags) register(fs *pflag.FlagSet) {
 	fs.IntVar(&f.limits.PendingDials, "max-pending-dials", def.PendingDials, "most TCP connections being made at a time")
 	fs.IntVar(&f.limits.UDPSessions, "max-udp-sessions", def.UDPSessions, "most UDP sessions at a time")
 	fs.StringVar(&f.maxBuffer, "max-buffer", strconv.FormatInt(def.Buffer>>20, 10)+"m", "most bytes that all TCP connections together may have queued, like 64m or 1g")
-	fs.IntVar(&f.published, "max-published", portfwd.DefaultConnections, "most TCP connections of published ports at a time, of which one client address leaves a tenth to others")
+	fs.IntVar(&f.published, "max-published", portfwd.DefaultConnections, "most TCP connections of published ports at a time; one client address leaves a tenth of them to others")
 }
 
 // config checks the options and turns them into what the monitor needs, without

@@ -164,7 +164,7 @@ var sources = map[string]func(t *testing.T) *os.File{
 	},
 }
 
-// streamUsers are those of the table, of which an ordinary caller without sub-ids has one.
+// streamUsers are the users of the table. An ordinary caller without sub-ids has one user.
 func streamUsers(t *testing.T) []string {
 	t.Helper()
 	if first, _ := subIDs(t); first < 0 {
@@ -501,8 +501,8 @@ func (zeros) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestOutputThatOthersHold: somebody outside of the container to whom the workload has
-// passed its output does not keep the launcher of a container that has ended.
+// TestOutputThatOthersHold: the workload passes its output to a process outside of the
+// container. The launcher ends with the container, though that process still holds the output.
 func TestOutputThatOthersHold(t *testing.T) {
 	t.Parallel()
 	p := slipway(t, "run", "--rm", "--network", "none", "host", "sh", "-c", "echo up; exec sleep 635")
